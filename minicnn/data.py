@@ -1,0 +1,222 @@
+"""The two data sets in one form: MNIST as the paper used it, and scikit-learn's embedded handwritten digits.
+
+`load("mnist")` takes each of the four files from $MINICNN_DATA/mnist, else from the cache, else from a public mirror
+(into the cache), and always checks the SHA-256 of its uncompressed bytes. `load("digits")` needs no files.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import urllib.request
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+TIMEOUT = 30  # seconds without a byte before a mirror counts as failed
+
+
+MNIST_FILES = {  # name: sizes in the IDX header, SHA-256 of the uncompressed bytes
+    "train-images-idx3-ubyte": (
+        (60000, 28, 28),
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    "train-labels-idx1-ubyte": (
+        (60000,),
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    "t10k-images-idx3-ubyte": (
+        (10000, 28, 28),
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        (10000,),
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+}
+
+
+class DataError(ValueError):
+    """A data set cannot be had; the message says what is wrong and what to do."""
+
+
+class Dataset(NamedTuple):
+    """Images float32 (N, 1, 28, 28) with values in [0, 1], and labels int32 (N,) with values 0...9."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def load(name, validation=None, progress=None):
+    """Load a data set, the last `validation` training samples set apart for validation.
+
+    name        "digits": 1,500 training and 297 test images; validation 0 by default.
+                "mnist": pixel / 256, so at most 255/256; 60,000 and 10,000 images; validation 1,000 by default, as in
+                the author's code (10000: as in the paper's text).
+    progress    called as progress(file name, bytes received, bytes in all or None) while a file is downloaded.
+    Raises DataError for an unknown name, a `validation` that leaves no training sample, and data that are missing,
+    damaged, or out of reach.
+    """
+    if name == "digits":
+        samples, default = _digits(), 0
+    elif name == "mnist":
+        samples, default = _mnist(progress), 1000
+    else:
+        raise DataError(f"unknown data set {name!r}: choose 'digits' or 'mnist'")
+    images, labels, test_images, test_labels = samples
+    validation = default if validation is None else validation
+    if not 0 <= validation < len(images):
+        raise DataError(f"validation = {validation} of {len(images)} training samples: choose 0 to {len(images) - 1}")
+    train = len(images) - validation
+    return Dataset(name, images[:train], labels[:train], images[train:], labels[train:], test_images, test_labels)
+
+
+def _digits():
+    """The 1,797 8x8 digits scaled to 24x24 and padded by 2: train images, train labels, test images, test labels."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "the data set 'digits' comes with scikit-learn, which cannot be imported: pip install minicnn[experiments]"
+        ) from error
+    digits = load_digits()
+    scale = _bilinear(8, 24)
+    images = np.pad(scale @ (digits.images / 16) @ scale.T, ((0, 0), (2, 2), (2, 2))).astype(np.float32)[:, None]
+    labels = digits.target.astype(np.int32)
+    # RandomState, not Generator: its stream is frozen, so the split is the same in every NumPy release.
+    order = np.random.RandomState(0).permutation(len(images))
+    train, test = order[:1500], order[1500:]
+    return images[train], labels[train], images[test], labels[test]
+
+
+def _bilinear(source, target):
+    """Matrix (target, source) of linear interpolation in one dimension: half-pixel centres, edges clamped."""
+    centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(source)))
+
+
+def _mnist(progress):
+    """The four MNIST files as train images, train labels, test images, test labels."""
+    images, labels, test_images, test_labels = (_mnist_file(name, progress) for name in MNIST_FILES)
+    return _scaled(images), labels.astype(np.int32), _scaled(test_images), test_labels.astype(np.int32)
+
+
+def _scaled(pixels):
+    """Pixels uint8 (N, 28, 28) -> float32 (N, 1, 28, 28): pixel / 256, the author's scaling."""
+    return np.divide(pixels[:, None], 256, dtype=np.float32)
+
+
+def _mnist_file(name, progress):
+    """One MNIST file as a uint8 array, from the first place that has it; a damaged file there is an error."""
+    for folder in filter(None, (_data_folder(), _cache_folder())):
+        for path in (folder / f"{name}.gz", folder / name):
+            try:
+                contents = path.read_bytes()
+                return _parse(name, _gunzip(contents) if path.suffix == ".gz" else contents)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, DataError) as error:
+                raise DataError(f"MNIST file {path} {_reason(error)}; replace it: {_where_to_put()}") from error
+    return _download(name, progress)
+
+
+def _data_folder():
+    data = os.environ.get("MINICNN_DATA")
+    return Path(data, "mnist") if data else None
+
+
+def _cache_folder():
+    cache = os.environ.get("MINICNN_CACHE")
+    if not cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minicnn")
+    return Path(cache, "mnist")
+
+
+def _where_to_put():
+    data = _data_folder() or "$MINICNN_DATA/mnist (MINICNN_DATA is not set)"
+    return f"put {', '.join(MNIST_FILES)} (each as it is or as .gz) in {data} or in {_cache_folder()}"
+
+
+def _reason(error):
+    return str(error) if isinstance(error, DataError) else f"cannot be read ({error})"
+
+
+def _gunzip(contents):
+    try:
+        return gzip.decompress(contents)
+    except EOFError:
+        raise DataError("is truncated") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"is not a sound gzip file ({error})") from error
+
+
+def _parse(name, contents):
+    """The array in an uncompressed IDX file, whose header, length and SHA-256 must be those of MNIST."""
+    shape, sha256 = MNIST_FILES[name]
+    header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)  # 0x08: unsigned bytes
+    if not contents.startswith(header):
+        raise DataError(f"has the IDX header {contents[: len(header)].hex() or '(empty)'}, not {header.hex()}")
+    if len(contents) != len(header) + math.prod(shape):
+        raise DataError(f"holds {len(contents)} bytes uncompressed, not {len(header) + math.prod(shape)}")
+    found = hashlib.sha256(contents).hexdigest()
+    if found != sha256:
+        raise DataError(f"has the wrong SHA-256 {found} uncompressed, not {sha256}")
+    return np.frombuffer(contents, np.uint8, offset=len(header)).reshape(shape)
+
+
+def _download(name, progress):
+    """Fetch NAME.gz from the first mirror that gives a sound file, keep it in the cache, and return its array."""
+    failures = []
+    for mirror in MIRRORS:
+        url = f"{mirror}{name}.gz"
+        try:
+            contents = _fetch(url, name, progress)
+            array = _parse(name, _gunzip(contents))
+        except (OSError, HTTPException, DataError) as error:
+            failures.append(f"{url} {_reason(error)}")
+            continue
+        _keep(_cache_folder() / f"{name}.gz", contents)
+        return array
+    raise DataError(f"MNIST file {name} is missing and no mirror gave it: {', '.join(failures)}; {_where_to_put()}")
+
+
+def _fetch(url, name, progress):
+    """The bytes at `url`; a connection cut short gives fewer of them, which the checks of the file then find."""
+    received = bytearray()
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        total = response.headers.get("Content-Length")
+        while chunk := response.read(1 << 16):
+            received += chunk
+            if progress:
+                progress(name, len(received), total and int(total))
+    return bytes(received)
+
+
+def _keep(path, contents):
+    """Write a file that is whole or not there at all, whenever the process ends."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {path} ({error}): set MINICNN_CACHE to a folder that can be written") from error
