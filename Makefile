@@ -1,0 +1,36 @@
+# Everything runs through the interpreter $(RUN). `make test PYTHON=python3 VENV=` installs nothing and uses PYTHON.
+PYTHON ?= python3
+VENV ?= .venv
+DATASET ?= digits
+RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+READY = $(if $(VENV),$(VENV)/.installed)
+
+.PHONY: reproduce test gradcheck lint bench clean
+
+reproduce: $(READY)
+	$(RUN) -m experiments.reproduce --dataset $(DATASET)
+
+test: $(READY)
+	$(RUN) -m pytest
+
+gradcheck: $(READY)
+	$(RUN) -m tests.gradient_table
+
+bench: $(READY)
+	$(RUN) -m pip install --quiet -e '.[benchmark]'
+	$(RUN) -m experiments.benchmark --against torch --json runs/benchmark.json
+
+lint: $(READY)
+	$(RUN) -m pip install --quiet ruff
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+ifneq ($(VENV),)
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
+	touch $@
+endif
+
+clean:
+	rm -rf .venv build *.egg-info runs

@@ -1,0 +1,63 @@
+"""Which array module, which pillar, to the device and back.
+
+A backend is a name, an array module, its array type and a pillar of operations. An array tells by its type where it
+lives, so no operation branches on the device. Tests register a third backend that runs the CUDA sources on the CPU.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn import cpu
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that is unknown or absent; the message says what to do."""
+
+
+class Backend(NamedTuple):
+    name: str
+    xp: Any
+    array: type
+    kernels: Any
+
+    def asarray(self, values, dtype=None):
+        """`values` (host or device array, sequence) as an array of this backend, copied only where needed."""
+        return self.xp.asarray(to_host(values) if not isinstance(values, self.array) else values, dtype=dtype)
+
+
+_backends = {"cpu": Backend("cpu", np, np.ndarray, cpu)}
+
+
+def register(backend):
+    """Make a backend known to `get` and `of`."""
+    _backends[backend.name] = backend
+    return backend
+
+
+def get(name):
+    """The backend "cpu" or "cuda". Raises DeviceError for another name, or where CuPy, a GPU or its driver is missing."""
+    if name == "cuda" and name not in _backends:
+        from minicnn.cuda import cupy_pillar
+
+        kernels = cupy_pillar()
+        return register(Backend("cuda", kernels.xp, kernels.xp.ndarray, kernels))
+    if name not in _backends:
+        raise DeviceError(f"unknown device {name!r}: choose cpu or cuda")
+    return _backends[name]
+
+
+def of(array):
+    """The backend that an array lives on; the most specific type wins. Raises TypeError for what is no array."""
+    for backend in reversed(_backends.values()):
+        if isinstance(array, backend.array):
+            return backend
+    raise TypeError(f"expected an array of one of {', '.join(_backends)}, got {type(array).__name__}")
+
+
+def to_host(array):
+    """A NumPy array with the values of any backend's array, of a number or of a sequence."""
+    for backend in reversed(_backends.values()):
+        if isinstance(array, backend.array):
+            return array if backend.xp is np else backend.xp.asnumpy(array)
+    return np.asarray(array)

@@ -1,0 +1,403 @@
+"""The NumPy pillar: every operation of the engine as functions on NumPy arrays, forward and gradient together.
+
+`cuda.py` holds the same names with the same signatures. Shapes are logical: images are (N, C, H, W). Physically, what
+this module computes lies as (H, C, W, N), so that kh input rows are one contiguous (kh C, W N) matrix: a convolution
+is a few matrix products a row without an im2col copy, pooling and ReLU run over contiguous N, and element-wise NumPy
+keeps the layout by itself. Arrays are float32 or float64; an output has the dtype of its input.
+"""
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+ROW_BLOCKS = 4
+
+
+def _available_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(count):
+    """Use `count` threads (at least 1) for the work on rows; BLAS keeps its own setting."""
+    global _pool
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    _pool = ThreadPoolExecutor(count) if count > 1 else None
+
+
+set_threads(min(ROW_BLOCKS, _available_cores()))
+
+
+def _over_rows(job, rows):
+    """Run job(first, last) over `rows` rows cut into ROW_BLOCKS blocks; the cut, and so every sum, is the same for any
+    number of threads. Returns the results in order."""
+    cuts = [rows * block // ROW_BLOCKS for block in range(ROW_BLOCKS + 1)]
+    blocks = [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
+    return list((_pool.map if _pool else map)(lambda block: job(*block), blocks))
+
+
+def _physical(x):
+    """The contiguous (H, C, W, N) array under logical (N, C, H, W); a copy only where x lies otherwise."""
+    return np.ascontiguousarray(x.transpose(2, 1, 3, 0))
+
+
+def _logical(x):
+    return x.transpose(3, 1, 0, 2)
+
+
+def _pad_before(kernel, padding):
+    """Zeros above (left of) the image: for `same` and an even kernel the extra row goes to the bottom (right)."""
+    return (kernel - 1) // 2 if padding == "same" else 0
+
+
+def _output_size(size, kernel, padding):
+    if padding not in ("valid", "same"):
+        raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
+    if padding == "valid" and kernel > size:
+        raise ValueError(f"a kernel of {kernel} does not fit into {size} rows or columns: use padding='same'")
+    return size if padding == "same" else size - kernel + 1
+
+
+def _overlap(shift, size_in, size_out):
+    """Range of outputs o with 0 <= o + shift < size_in."""
+    return max(0, -shift), max(0, -shift, min(size_out, size_in - shift))
+
+
+def _columns(x, first, last, left, kernel_width, width_out):
+    """Rows first..last of x for every horizontal tap: (kw, rows C, width_out N), zero outside the image."""
+    rows, channels, width, images = x[first:last].shape
+    columns = np.zeros((kernel_width, rows * channels, width_out, images), x.dtype)
+    for j in range(kernel_width):
+        a, b = _overlap(j - left, width, width_out)
+        columns[j, :, a:b] = x[first:last].reshape(-1, width, images)[:, a + j - left : b + j - left]
+    return columns.reshape(kernel_width * rows * channels, width_out * images)
+
+
+def _correlate(x, w, size_out, offset, bias=None, relu=False):
+    """y[r, o, c, n] = bias[o] + sum_{i,j,k} w[j, o, i, k] x[r - top + i, k, c - left + j, n], x zero outside.
+
+    x (H, C, W, N), w (kw, O, kh, C), size_out (rows, columns), offset (top, left) -> y (rows, O, columns, N).
+    Where the taps hold fewer numbers than the outputs (the first layer) the columns are copied and one product a row
+    does; otherwise each tap is a product on the rows as they lie, added to y at its shift.
+    """
+    height, channels, width, images = x.shape
+    kernel_width, filters, kernel_height, _ = w.shape
+    rows_out, width_out = size_out
+    top, left = offset
+    y = np.empty((rows_out, filters, width_out, images), x.dtype)
+    copy_columns = kernel_height * channels < filters
+
+    def rows(first_row, last_row):
+        for r in range(first_row, last_row):
+            first, last = max(0, r - top), min(height, r - top + kernel_height)
+            taps = w[:, :, first - (r - top) : last - (r - top)].reshape(kernel_width, filters, -1)
+            if copy_columns:
+                columns = _columns(x, first, last, left, kernel_width, width_out)
+                taps = taps.transpose(1, 0, 2).reshape(filters, -1)
+                np.matmul(taps, columns, out=y[r].reshape(filters, -1))
+            else:
+                lines = x[first:last].reshape(-1, width * images)
+                y[r] = 0
+                for j in range(kernel_width):
+                    a, b = _overlap(j - left, width, width_out)
+                    shifted = lines[:, (a + j - left) * images : (b + j - left) * images]
+                    y[r, :, a:b] += (taps[j] @ shifted).reshape(filters, b - a, images)
+            if bias is not None:
+                y[r] += bias[:, None, None]
+            if relu:
+                np.maximum(y[r], 0, out=y[r])
+
+    _over_rows(rows, rows_out)
+    return y
+
+
+def conv2d(x, w, b, padding, relu):
+    """Cross-correlation with stride 1, bias and optional ReLU.
+
+    x (N, C, H, W), w (O, C, kh, kw), b (O,), padding "valid" | "same" -> (N, O, H', W').
+    Raises ValueError for an unknown padding or a kernel that does not fit.
+    """
+    kernel = w.shape[2:]
+    size_out = tuple(_output_size(s, k, padding) for s, k in zip(x.shape[2:], kernel, strict=True))
+    offset = tuple(_pad_before(k, padding) for k in kernel)
+    taps = np.ascontiguousarray(w.transpose(3, 0, 2, 1))
+    return _logical(_correlate(_physical(x), taps, size_out, offset, b, relu))
+
+
+def conv2d_input_grad(g, w, x_shape, padding):
+    """Gradient of conv2d by x: g correlated with the flipped, transposed filters. g (N, O, H', W') -> x_shape."""
+    kernel = w.shape[2:]
+    offset = tuple(k - 1 - _pad_before(k, padding) for k in kernel)
+    taps = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(3, 1, 2, 0))
+    return _logical(_correlate(_physical(g), taps, x_shape[2:], offset))
+
+
+def conv2d_weight_grad(x, g, w_shape, padding):
+    """Gradient of conv2d by w: for every tap, the shifted input times g. x (N, C, H, W), g (N, O, H', W') -> w_shape."""
+    filters, channels, kernel_height, kernel_width = w_shape
+    top, left = _pad_before(kernel_height, padding), _pad_before(kernel_width, padding)
+    x, g = _physical(x), _physical(g)
+    height, _, width, images = x.shape
+    rows_out, _, width_out, _ = g.shape
+    copy_columns = kernel_height * channels < filters
+
+    def rows(first_row, last_row):
+        gw = np.zeros((kernel_width, kernel_height, channels, filters), x.dtype)
+        for r in range(first_row, last_row):
+            first, last = max(0, r - top), min(height, r - top + kernel_height)
+            taps = gw[:, first - (r - top) : last - (r - top)]
+            g_row = g[r].reshape(filters, -1)
+            if copy_columns:
+                columns = _columns(x, first, last, left, kernel_width, width_out)
+                taps += (columns @ g_row.T).reshape(taps.shape)
+                continue
+            lines = x[first:last].reshape(-1, width * images)
+            for j in range(kernel_width):
+                a, b = _overlap(j - left, width, width_out)
+                shifted = lines[:, (a + j - left) * images : (b + j - left) * images]
+                taps[j] += (shifted @ g_row[:, a * images : b * images].T).reshape(taps.shape[1:])
+        return gw
+
+    partial_sums = _over_rows(rows, rows_out)
+    return np.ascontiguousarray(functools.reduce(np.add, partial_sums).transpose(3, 2, 1, 0))
+
+
+def bias_grad(g):
+    """Sum over every axis but 1. g (N, U) or (N, C, H, W) -> (U,) or (C,)."""
+    return g.sum(axis=0) if g.ndim == 2 else _physical(g).sum(axis=3).sum(axis=(0, 2))
+
+
+def dense(x, w, b, relu):
+    """Affine map with optional ReLU. x (N, D), w (D, U), b (U,) -> (N, U)."""
+    y = x @ w
+    y += b
+    return np.maximum(y, 0, out=y) if relu else y
+
+
+def dense_input_grad(g, w):
+    """Gradient of dense by x. g (N, U), w (D, U) -> (N, D)."""
+    return g @ w.T
+
+
+def dense_weight_grad(x, g):
+    """Gradient of dense by w. x (N, D), g (N, U) -> (D, U)."""
+    return x.T @ g
+
+
+def relu(x):
+    """max(x, 0), any shape."""
+    return np.maximum(x, 0)
+
+
+def relu_grad(g, y):
+    """Gradient of relu from its output: g where y > 0, else 0."""
+    return np.where(y > 0, g, g.dtype.type(0))
+
+
+def _windows(x, size):
+    """The size^2 members of every pooling window in raster order, each (H', C, W', N). x (H, C, W, N)."""
+    height, width = x.shape[0] // size * size, x.shape[2] // size * size
+    return [x[i:height:size, :, j:width:size] for i in range(size) for j in range(size)]
+
+
+def max_pool2d(x, size):
+    """Maximum over size x size windows, stride = size; remaining rows and columns are dropped.
+
+    x (N, C, H, W), size 1..16 -> y (N, C, H // size, W // size), winner (same shape, uint8): the raster position of
+    the first maximum in its window. Raises ValueError where the size is out of range or larger than the image.
+    """
+    if not 1 <= size <= 16 or size > min(x.shape[2:]):
+        raise ValueError(f"pool size must be 1 to 16 and at most the image's {x.shape[2:]}, got {size}")
+    first, *others = _windows(_physical(x), size)
+    y = first.copy()
+    winner = np.zeros(y.shape, np.uint8)
+
+    def rows(a, b):
+        for position, member in enumerate(others, 1):
+            np.copyto(winner[a:b], position, where=member[a:b] > y[a:b])
+            np.maximum(y[a:b], member[a:b], out=y[a:b])
+
+    _over_rows(rows, len(y))
+    return _logical(y), _logical(winner)
+
+
+def max_pool2d_grad(g, x, y, winner, size, ties):
+    """Gradient of max_pool2d. ties "first": to the winner; "all": to every element equal to the maximum (Theano).
+
+    g, y, winner (N, C, H', W'), x (N, C, H, W) -> (N, C, H, W). Raises ValueError for other tie rules.
+    """
+    if ties not in ("first", "all"):
+        raise ValueError(f"ties must be 'first' or 'all', got {ties!r}")
+    g, x, y, winner = _physical(g), _physical(x), _physical(y), _physical(winner)
+    gx = np.empty(x.shape, g.dtype)
+    gx[len(y) * size :] = 0
+    gx[:, :, y.shape[2] * size :] = 0
+    zero = g.dtype.type(0)
+
+    def rows(a, b):
+        for position, (member, target) in enumerate(zip(_windows(x, size), _windows(gx, size), strict=True)):
+            chosen = winner[a:b] == position if ties == "first" else member[a:b] == y[a:b]
+            target[a:b] = np.where(chosen, g[a:b], zero)
+
+    _over_rows(rows, len(y))
+    return _logical(gx)
+
+
+def _sum_classes(p):
+    """Sum over axis 1 in class order, (N, K) -> (N, 1): the order that the printed saliency map depends on."""
+    return functools.reduce(np.add, p.T)[:, None]
+
+
+def softmax(z, T):
+    """Equation (2): exp((z - max z) / T) / sum, summed in class order. z (N, K) -> (N, K)."""
+    e = np.exp((z - z.max(axis=1, keepdims=True)) / z.dtype.type(T))
+    return e / _sum_classes(e)
+
+
+def softmax_grad(g, p, T):
+    """Gradient of softmax from its output: (g - sum(g p)) p / T. (N, K)."""
+    return (g - _sum_classes(g * p)) * p / p.dtype.type(T)
+
+
+def log_softmax(z, T):
+    """log of equation (2), without underflow. z (N, K) -> (N, K)."""
+    u = (z - z.max(axis=1, keepdims=True)) / z.dtype.type(T)
+    return u - np.log(_sum_classes(np.exp(u)))
+
+
+def log_softmax_grad(g, l, T):  # noqa: E741
+    """Gradient of log_softmax from its output: (g - exp(l) sum(g)) / T. (N, K)."""
+    return (g - np.exp(l) * _sum_classes(g)) / l.dtype.type(T)
+
+
+def _check_labels(labels, classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+
+
+def _one_hot(target, like):
+    """Soft labels as they are; class labels (N,) as rows of the unit matrix."""
+    if target.ndim == 2:
+        return target
+    _check_labels(target, like.shape[1])
+    return (target[:, None] == np.arange(like.shape[1])).astype(like.dtype)
+
+
+def cross_entropy(z, target, T):
+    """-sum_k target_k log softmax(z / T)_k for each sample. z (N, K), target (N,) integers or (N, K) -> (N,)."""
+    return -_sum_classes(log_softmax(z, T) * _one_hot(target, z))[:, 0]
+
+
+def cross_entropy_grad(g, z, target, T):
+    """Gradient of cross_entropy by z: g (p sum(target) - target) / T. g (N,) -> (N, K)."""
+    y = _one_hot(target, z)
+    return g[:, None] * (np.exp(log_softmax(z, T)) * _sum_classes(y) - y) / z.dtype.type(T)
+
+
+def saliency_seed(z, labels, T, arithmetic):
+    """The adjoint of the cross-entropy at the logits, with which a saliency map begins.
+
+    z (N, K), labels (N,) integers -> g (N, K), log10_scale (N,), all in z's dtype.
+    "plain": the author's (p - y) / T with p = exp / sum, and scale 1; in float32 it underflows to zero.
+    "scaled": the same divided by (1 - p_k) / T: g_k = -1, g_j = exp(l_j - L), L = log(1 - p_k) from log-softmax;
+    log10_scale = (L - ln T) / ln 10. Order and signs are kept and nothing underflows.
+    Raises ValueError for an unknown arithmetic or labels out of range.
+    """
+    _check_labels(labels, z.shape[1])
+    rows = np.arange(len(z))
+    if arithmetic == "plain":
+        g = softmax(z, T)
+        g[rows, labels] -= 1
+        return g / z.dtype.type(T), np.zeros(len(z), z.dtype)
+    if arithmetic != "scaled":
+        raise ValueError(f"arithmetic must be 'plain' or 'scaled', got {arithmetic!r}")
+    others = log_softmax(z, T)
+    others[rows, labels] = -np.inf
+    largest = others.max(axis=1, keepdims=True)
+    log_rest = largest + np.log(_sum_classes(np.exp(others - largest)))
+    g = np.exp(others - log_rest)
+    g[rows, labels] = -1
+    log10_scale = (log_rest[:, 0] - z.dtype.type(np.log(T))) / z.dtype.type(np.log(10))
+    return g, log10_scale
+
+
+def saliency_end(g, w, x_shape, padding):
+    """Input gradient of a first convolution with one channel, and what each map holds.
+
+    g (N, O, H', W'), w (O, 1, kh, kw), x_shape (N, 1, H, W) -> maps (N, H, W), summary (N, 4): maximum, minimum, sum,
+    number of exact zeros. Raises ValueError for more than one input channel.
+    """
+    if x_shape[1] != 1:
+        raise ValueError(f"a saliency map has one channel, the images have {x_shape[1]}")
+    maps = np.ascontiguousarray(conv2d_input_grad(g, w, x_shape, padding)[:, 0])
+    flat = maps.reshape(len(maps), -1)
+    columns = flat.max(axis=1), flat.min(axis=1), flat.sum(axis=1), (flat == 0).sum(axis=1).astype(g.dtype)
+    return maps, np.stack(columns, axis=1)
+
+
+def philox(blocks, layer, step, seed):
+    """Philox4x32-10 (Salmon et al., SC 2011) of the counters (0..blocks-1, layer, step, 0) -> (blocks, 4) uint32."""
+    low, word = np.uint64(0xFFFFFFFF), np.uint64(32)
+    counter = [np.arange(blocks, dtype=np.uint64), *(np.full(blocks, v, np.uint64) for v in (layer, step, 0))]
+    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    for _ in range(10):
+        product0, product1 = counter[0] * np.uint64(0xD2511F53), counter[2] * np.uint64(0xCD9E8D57)
+        counter = [
+            (product1 >> word) ^ counter[1] ^ np.uint64(key[0]),
+            product1 & low,
+            (product0 >> word) ^ counter[3] ^ np.uint64(key[1]),
+            product0 & low,
+        ]
+        key = [key[0] + 0x9E3779B9 & 0xFFFFFFFF, key[1] + 0xBB67AE85 & 0xFFFFFFFF]
+    return np.stack(counter, axis=1).astype(np.uint32)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept(count, rate, seed, layer, step):
+    """Mask of the elements that dropout keeps, in logical order; cached, because the gradient asks again."""
+    words = philox(-(-count // 4), layer, step, seed).reshape(-1)[:count]
+    return words < round((1 - rate) * 2**32)
+
+
+def dropout(x, rate, seed, layer, step):
+    """Inverted dropout, which is linear and so its own gradient: keep with probability 1 - rate, times 1 / (1 - rate).
+
+    x any shape; rate in [0, 1); seed below 2^64; layer and step (an int, or an array of one) below 2^32. Element i in
+    logical order takes word i % 4 of the Philox block (i // 4, layer, step, 0): the same mask on every backend.
+    """
+    kept = _kept(x.size, float(rate), int(seed), int(layer), int(np.asarray(step).reshape(())))
+    return np.where(kept.reshape(x.shape), x * x.dtype.type(1 / (1 - rate)), x.dtype.type(0))
+
+
+def nesterov_step(w, velocity, g, lr, momentum, l2):
+    """One step of Nesterov momentum as Lasagne writes it, in place on w and velocity.
+
+    G = g + 2 l2 w;  v <- momentum v - lr G;  w <- w + momentum v - lr G. lr is a number or an array of one.
+    """
+    change = (g + w.dtype.type(2 * l2) * w) * w.dtype.type(np.asarray(lr).reshape(()))
+    velocity *= w.dtype.type(momentum)
+    velocity -= change
+    w += w.dtype.type(momentum) * velocity - change
+
+
+def gather(data, permutation, step, batch):
+    """The rows of a training step: data[permutation[k batch : (k + 1) batch]], k = step modulo whole batches."""
+    k = int(np.asarray(step).reshape(())) % (len(permutation) // batch)
+    return data[permutation[k * batch : (k + 1) * batch]]
+
+
+def advance(step):
+    """step[0] += 1, step (1,) uint32."""
+    step[0] += 1
+
+
+def accumulate(total, values):
+    """total[0] += sum(values), total (1,) float64."""
+    total[0] += values.sum(dtype=np.float64)
+
+
+def capture(function):
+    """A callable that repeats `function`: here the function itself; the CUDA pillar replays a captured graph."""
+    return function

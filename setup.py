@@ -1,0 +1,27 @@
+from pathlib import Path
+
+from setuptools import setup
+
+test = ["pytest>=7", "threadpoolctl>=3"]
+experiments = ["matplotlib>=3.7", "tqdm>=4.60", "scikit-learn>=1.2", "threadpoolctl>=3"]
+
+setup(
+    name="minicnn",
+    version="0.1.0",
+    description="A small autograd engine in NumPy and CUDA, and the study of a paper on softmax temperature",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["minicnn", "minicnn.kernels"],
+    package_dir={"minicnn.kernels": "kernels"},
+    package_data={"minicnn.kernels": ["*.cu", "*.cuh"]},
+    install_requires=["numpy>=1.24"],
+    extras_require={
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "experiments": experiments,
+        "test": test + experiments,
+        "benchmark": experiments + ["torch>=2"],
+    },
+)
