@@ -175,8 +175,8 @@ def test_corrected_loss_keeps_its_digits_when_p_k_rounds_to_1():
     assert proof1.loss_printed(x, 0, 1) == 1.0
     exact = float(proof1.loss_corrected(decimals(x), 0, 1))
     assert 0 < exact < 1e-20
-    assert proof1.loss_corrected(x, 0, 1) == pytest.approx(exact, rel=1e-14)
-    assert proof1.loss_corrected(x, 1, 1) == pytest.approx(50.0, rel=1e-14)
+    assert proof1.loss_corrected(x, 0, 1) == pytest.approx(exact, rel=1e-14, abs=0)
+    assert proof1.loss_corrected(x, 1, 1) == pytest.approx(50.0, rel=1e-14, abs=0)
 
 
 @pytest.mark.parametrize("T", [1, 20])
@@ -219,9 +219,9 @@ def test_temperature_divides_the_gradient_when_p_is_held_fixed():
 def test_saturation_survives_where_one_minus_p_k_does_not():
     x = np.array([100.0, 0.0, 0.0])
     assert 1 - proof1.loss_printed(x, 0, 1) == 0
-    assert proof1.saturation(x, 0, 1) == pytest.approx(2 * math.exp(-100), rel=1e-14)
+    assert proof1.saturation(x, 0, 1) == pytest.approx(2 * math.exp(-100), rel=1e-14, abs=0)
     gradient = proof1.cross_entropy_gradient(decimals(x), 0, 1)
-    assert sum(abs(gradient)) == pytest.approx(2 * proof1.saturation(decimals(x), 0, 1), rel=Decimal("1e-15"))
+    assert sum(abs(gradient)) == pytest.approx(2 * proof1.saturation(decimals(x), 0, 1), rel=Decimal("1e-15"), abs=0)
 
 
 @pytest.mark.parametrize("T", [2, 5, 20, 100])
@@ -277,7 +277,7 @@ def test_lower_end_of_the_stated_factor_is_reached():
 def test_training_at_T_shrinks_the_gradient_only_beyond_a_margin_of_ln_T_over_T_minus_1():
     T = 20
     even = Decimal(T).ln() / (T - 1)
-    assert proof1.gradient_ratio_predicted(even, T) == pytest.approx(1, rel=Decimal("1e-50"))
+    assert proof1.gradient_ratio_predicted(even, T) == pytest.approx(1, rel=Decimal("1e-50"), abs=0)
     assert proof1.gradient_ratio_predicted(even / 2, T) > 1 > proof1.gradient_ratio_predicted(even * 2, T)
 
 
