@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicnn.files import write_atomically
+
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -206,17 +208,7 @@ def _fetch(url, name, progress):
 
 
 def _keep(path, contents):
-    """Write a file that is whole or not there at all, whenever the process ends."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, contents)
     except OSError as error:
         raise DataError(f"cannot write {path} ({error}): set MINICNN_CACHE to a folder that can be written") from error

@@ -1,13 +1,13 @@
 """The paper's CNN, and weights on disk."""
 
-import os
-import tempfile
+import io
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
 from minicnn import backend
+from minicnn.autograd import Tensor, no_grad
+from minicnn.files import write_atomically
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
 
 
@@ -42,19 +42,9 @@ def paper_cnn(seed=0, ties="first", dtype=np.float32):
 
 def save_npz(path, arrays):
     """Write name -> array as .npz, atomically: a reader sees the old file or the new one, after a kill as well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 def load_npz(path):
@@ -95,7 +85,7 @@ def set_weights(network, weights, source="weights"):
     for name, values in _orientation(weights).items():
         parameter = parameters[name]
         values = np.ascontiguousarray(values, dtype=parameter.dtype)
-        parameter.data = backend.of(parameter.data).asarray(values)
+        parameter.data[...] = backend.of(parameter.data).asarray(values)
     return network
 
 
@@ -107,3 +97,19 @@ def save_weights(network, path):
 def load_weights(network, path):
     """Set the network's parameters from an .npz file; returns the network. Raises WeightsError."""
     return set_weights(network, load_npz(path), source=path)
+
+
+def predict(network, images, dropout=None, chunk=256):
+    """Logits (N, K) as a NumPy array, `chunk` images at a time, without a graph.
+
+    images (N, C, H, W). dropout: None, or the seed of masks to draw (chunk i takes step i).
+    """
+    weights = next(iter(network.parameters().values())).data
+    device = backend.of(weights)
+    logits = []
+    with no_grad():
+        for step, start in enumerate(range(0, max(len(images), 1), chunk)):
+            batch = Tensor(device.asarray(images[start : start + chunk], dtype=weights.dtype))
+            masks = None if dropout is None else (dropout, step)
+            logits.append(backend.to_host(network(batch, masks).data))
+    return np.concatenate(logits)
