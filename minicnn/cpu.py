@@ -192,8 +192,17 @@ def relu(x):
 
 
 def relu_grad(g, y):
-    """Gradient of relu from its output: g where y > 0, else 0."""
-    return np.where(y > 0, g, g.dtype.type(0))
+    """Gradient of relu from its output: g where y > 0, else 0. Any shape."""
+    if g.ndim != 4:
+        return g * (y > 0)
+    g, y = _physical(g), _physical(y)
+    gx = np.empty(g.shape, g.dtype)
+
+    def rows(a, b):
+        np.multiply(g[a:b], y[a:b] > 0, out=gx[a:b])
+
+    _over_rows(rows, len(g))
+    return _logical(gx)
 
 
 def _windows(x, size):
@@ -216,7 +225,8 @@ def max_pool2d(x, size):
 
     def rows(a, b):
         for position, member in enumerate(others, 1):
-            np.copyto(winner[a:b], position, where=member[a:b] > y[a:b])
+            larger = (member[a:b] > y[a:b]).view(np.uint8)
+            np.maximum(winner[a:b], larger * np.uint8(position), out=winner[a:b])
             np.maximum(y[a:b], member[a:b], out=y[a:b])
 
     _over_rows(rows, len(y))
@@ -234,12 +244,11 @@ def max_pool2d_grad(g, x, y, winner, size, ties):
     gx = np.empty(x.shape, g.dtype)
     gx[len(y) * size :] = 0
     gx[:, :, y.shape[2] * size :] = 0
-    zero = g.dtype.type(0)
 
     def rows(a, b):
         for position, (member, target) in enumerate(zip(_windows(x, size), _windows(gx, size), strict=True)):
             chosen = winner[a:b] == position if ties == "first" else member[a:b] == y[a:b]
-            target[a:b] = np.where(chosen, g[a:b], zero)
+            np.multiply(g[a:b], chosen, out=target[a:b])
 
     _over_rows(rows, len(y))
     return _logical(gx)
@@ -368,7 +377,7 @@ def dropout(x, rate, seed, layer, step):
     logical order takes word i % 4 of the Philox block (i // 4, layer, step, 0): the same mask on every backend.
     """
     kept = _kept(x.size, float(rate), int(seed), int(layer), int(np.asarray(step).reshape(())))
-    return np.where(kept.reshape(x.shape), x * x.dtype.type(1 / (1 - rate)), x.dtype.type(0))
+    return x * x.dtype.type(1 / (1 - rate)) * kept.reshape(x.shape)
 
 
 def nesterov_step(w, velocity, g, lr, momentum, l2):

@@ -92,8 +92,13 @@ def derivative_5_corrected(x, k, T):
 
 
 def cross_entropy_gradient(x, k, T):
-    """What Proof 1 was after:  d(-ln p_k)/dx_i = -(dp_k/dx_i) / p_k = (p_i - d_ik) / T, shape (n,)."""
-    return (softmax_with_temperature(x, T) - _one_hot(x, k)) / T
+    """What Proof 1 was after:  d(-ln p_k)/dx_i = -(dp_k/dx_i) / p_k = (p_i - d_ik) / T, shape (n,).
+
+    p_k - 1 is formed as minus the sum of the other p_j: as written it is 0 as soon as p_k rounds to 1.
+    """
+    p = softmax_with_temperature(x, T)
+    p[k] = -saturation(x, k, T)
+    return p / T
 
 
 # First consequence: the sum over i. Softmax ignores a shift common to all logits, so every true derivative sums to 0.
@@ -129,7 +134,7 @@ def limits_of_certainty(T):
 
 
 def saturation(x, k, T):
-    """1 - p_k = sum_{j != k} p_j, from the right-hand side: the left one is 0 as soon as p_k rounds to 1.
+    """1 - p_k = sum_{j != k} p_j, from the right-hand side, which keeps its digits where the left one rounds to 0.
 
     T times the cross-entropy gradient is -(1 - p_k) at k and adds up to 1 - p_k elsewhere: this is its size.
     """
