@@ -87,6 +87,8 @@ def _correlate(x, w, size_out, offset, bias=None, relu=False):
     rows_out, width_out = size_out
     top, left = offset
     y = np.empty((rows_out, filters, width_out, images), x.dtype)
+    if not images:
+        return y
     copy_columns = kernel_height * channels < filters
 
     def rows(first_row, last_row):
@@ -141,6 +143,8 @@ def conv2d_weight_grad(x, g, w_shape, padding):
     x, g = _physical(x), _physical(g)
     height, _, width, images = x.shape
     rows_out, _, width_out, _ = g.shape
+    if not images:
+        return np.zeros(w_shape, x.dtype)
     copy_columns = kernel_height * channels < filters
 
     def rows(first_row, last_row):
@@ -341,7 +345,7 @@ def saliency_end(g, w, x_shape, padding):
     if x_shape[1] != 1:
         raise ValueError(f"a saliency map has one channel, the images have {x_shape[1]}")
     maps = np.ascontiguousarray(conv2d_input_grad(g, w, x_shape, padding)[:, 0])
-    flat = maps.reshape(len(maps), -1)
+    flat = maps.reshape(len(maps), x_shape[2] * x_shape[3])
     columns = flat.max(axis=1), flat.min(axis=1), flat.sum(axis=1), (flat == 0).sum(axis=1).astype(g.dtype)
     return maps, np.stack(columns, axis=1)
 

@@ -81,7 +81,7 @@ class Flatten(Layer):
     """(N, C, H, W) -> (N, C H W)."""
 
     def __call__(self, x, dropout=None):
-        return x.reshape(len(x.data), -1)
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 class TemperatureSoftmax(Layer):
