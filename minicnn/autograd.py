@@ -29,7 +29,8 @@ def no_grad():
 def op(function):
     """Turn function(*arrays, **options) -> (value, pullbacks) into a differentiable operation on Tensors.
 
-    Arguments that are no Tensor are constants. Raises TypeError where Tensors of different dtype or backend meet.
+    Arguments that are no Tensor are constants. Raises TypeError where Tensors of different dtype or backend meet, or a
+    constant would change the dtype.
     """
 
     @functools.wraps(function)
@@ -39,6 +40,8 @@ def op(function):
         if len(kinds) > 1:
             raise TypeError(f"{function.__name__}: arguments differ in device or dtype: {sorted(kinds)}")
         value, pullbacks = function(*(a.data if isinstance(a, Tensor) else a for a in args), **options)
+        if tensors and value.dtype != tensors[0].dtype:
+            raise TypeError(f"{function.__name__}: a constant turns {tensors[0].dtype} into {value.dtype}")
         edges = [(a, p) for a, p in zip(args, pullbacks, strict=False) if isinstance(a, Tensor) and a.requires_grad]
         return Tensor(value, edges=edges if _recording else ())
 
@@ -120,6 +123,10 @@ class Tensor:
     def __matmul__(a, b):
         """Matrix product of (N, D) and (D, U)."""
         return a @ b, (lambda g: g @ b.T, lambda g: a.T @ g)
+
+    @op
+    def __rmatmul__(a, b):
+        return b @ a, (lambda g: b.T @ g,)
 
     __radd__, __rmul__ = __add__, __mul__
 
