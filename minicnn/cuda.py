@@ -1,0 +1,501 @@
+"""The CUDA pillar: the functions of cpu.py as methods that launch kernels/*.cu.
+
+What is where. The arithmetic is in kernels/, one file per operation, forward and gradient together; here is only what
+a launch needs: output arrays, the division of the work into blocks, the check of every argument. `Cuda` is given an
+array module and a loader, so that the same launches run on CuPy and, in the tests, on an emulator without a GPU.
+`KERNELS` says which parameters each kernel takes and for which types it exists; both the launch check and the compile
+matrix go by it.
+
+Why so. At batch 128 a step is about 7.6 GFLOP in 50 small kernels, so launches cost as much as arithmetic: nothing
+here waits for the device, and `capture` records a whole step as one CUDA graph. What changes from step to step (step
+counter, learning rate, permutation) is read from device memory. How the work is divided, and with it the order of
+every sum, follows from the shapes alone, never from the device: the same bits on every run.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from minicnn import cpu
+from minicnn.backend import DeviceError
+
+# Parameters: T, L an array of the first, second template type; U, I, B, D an array of uint32, int32, uint8, float64;
+# t a scalar of the first template type; i, l, u, q a scalar of int32, int64, uint32, uint64.
+_REAL = ("float", "double")
+_LABELLED = tuple(f"{real}, {label}" for real in _REAL for label in ("int", "long long"))
+_TARGETED = _LABELLED + tuple(f"{real}, {real}" for real in _REAL)
+KERNELS = {
+    "batch.cu": {"gather": ("TIUTlu", (*_REAL, "int")), "accumulate": ("DTl", _REAL)},
+    "conv2d.cu": {
+        "correlate3x3": ("TTTT" + 18 * "i", _REAL),
+        "correlate": ("TTTTl" + 14 * "i", _REAL),
+        "weight_grad3x3": ("TTT" + 14 * "i", _REAL),
+        "weight_grad": ("TTT" + 11 * "i", _REAL),
+    },
+    "dense.cu": {"product": ("TTTTiiiii", tuple(f"{t}, {layout}" for t in _REAL for layout in (
+        "false, false", "false, true", "true, false")))},
+    "dropout.cu": {"dropout": ("TTlUuuuqt", _REAL)},
+    "max_pool2d.cu": {"max_pool2d": ("TTBliii", _REAL), "max_pool2d_grad": ("TTTBTliiii", _REAL)},
+    "nesterov.cu": {"nesterov_step": ("TTTTltt", _REAL), "advance": ("U", ("",))},
+    "reduce.cu": {"sum_parts": ("TTTliii", _REAL), "bias_grad": ("TTiii", _REAL)},
+    "relu.cu": {"relu": ("TTl", _REAL), "relu_grad": ("TTTl", _REAL)},
+    "saliency.cu": {"saliency_end": ("TTTT" + 9 * "i", _REAL)},
+    "softmax.cu": {
+        "softmax": ("TTiit", _REAL),
+        "softmax_grad": ("TTTiit", _REAL),
+        "log_softmax": ("TTiit", _REAL),
+        "log_softmax_grad": ("TTTiit", _REAL),
+        "cross_entropy": ("TLTiit", _TARGETED),
+        "cross_entropy_grad": ("TTLTiit", _TARGETED),
+        "saliency_seed": ("TLTTiititt", _LABELLED),
+    },
+}
+_FILE_OF = {kernel: file for file, kernels in KERNELS.items() for kernel in kernels}
+_TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "long long": np.int64}
+_C_NAMES = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
+_ARRAYS = {"U": np.uint32, "I": np.int32, "B": np.uint8, "D": np.float64}
+_SCALARS = {"i": np.int32, "l": np.int64, "u": np.uint32, "q": np.uint64}
+
+_SHARED_BYTES = 48 * 1024  # what every GPU since sm_50 gives a block
+_PLAIN, _BIAS, _BIAS_RELU = 0, 1, 2  # the kernels' Epilogue
+_WEIGHT_GRAD_BLOCKS = 256  # about two for each multiprocessor of a large GPU
+_PRODUCT_BLOCKS = 128
+_MAX_PARTS = 64
+
+
+def name_expressions(file):
+    """Every instantiation of a file of kernels/, as C++ names."""
+    return tuple(
+        f"{kernel}<{arguments}>" if arguments else kernel
+        for kernel, (_, instances) in KERNELS[file].items()
+        for arguments in instances
+    )
+
+
+def kernel_folder():
+    """The folder of the .cu files: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "kernels", package.parent / "kernels"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no kernels/ in {package} or beside it: install minicnn again")
+
+
+class CupyLoader:
+    """Compiles .cu files with CuPy, for the GPU at hand. CuPy keeps what it has compiled on disk."""
+
+    def __init__(self, cupy):
+        self._cupy = cupy
+
+    def __call__(self, path, names):
+        """The cupy.RawModule of a file, with the kernels `names` in it. Compiler errors point into the file."""
+        # CuPy's cache goes by the source text alone and does not see what an included file says: its digest goes along.
+        included = hashlib.sha256(path.with_name("common.cuh").read_bytes()).hexdigest()
+        source = f'// common.cuh {included}\n#line 1 "{path.as_posix()}"\n{path.read_text(encoding="utf-8")}'
+        options = ("--std=c++17", f"-I{path.parent.as_posix()}")
+        return self._cupy.RawModule(code=source, options=options, name_expressions=names)
+
+
+def cupy_pillar():
+    """The pillar on the GPU that CuPy finds. Raises DeviceError where CuPy, a driver, its version or a GPU is missing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(
+            f"device cuda needs CuPy, which cannot be imported ({error}): pip install 'minicnn[cuda13]' for a driver of "
+            "version 580 or later and a GPU from 2018 on, else 'minicnn[cuda12]'"
+        ) from None
+    runtime = cupy.cuda.runtime
+    driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if driver == 0:
+        raise DeviceError("device cuda needs an NVIDIA GPU, and no NVIDIA driver is installed here: use device cpu")
+    if driver // 1000 < built_for // 1000:
+        raise DeviceError(
+            f"the NVIDIA driver knows CUDA up to {driver // 1000}.{driver % 1000 // 10} and CuPy is built for CUDA "
+            f"{built_for // 1000}: update the driver, or replace CuPy by pip install 'minicnn[cuda{driver // 1000}]'"
+        )
+    try:
+        devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        raise DeviceError(f"device cuda needs an NVIDIA GPU, and the driver offers none ({error}): use device cpu") from None
+    if devices == 0:
+        raise DeviceError("device cuda needs an NVIDIA GPU, and the driver offers none: use device cpu")
+    return Cuda(cupy, CupyLoader(cupy))
+
+
+class _Replay:
+    """A step that is recorded once. The first call runs it as it is, which compiles every kernel and fills a memory
+    pool of its own; the second records it as a CUDA graph, and from then on a call launches that graph. So every call
+    is one step, and the state that a step changes is never run over twice."""
+
+    def __init__(self, xp, function):
+        self._cuda, self._function = xp.cuda, function
+        self._stream = xp.cuda.Stream(non_blocking=True)
+        self._pool = xp.cuda.MemoryPool()  # the graph's buffers stay in it, out of reach of other allocations
+        self._warm, self._graph, self._result = False, None, None
+
+    def __call__(self):
+        """Take one step, in the caller's stream. Returns what the function returned; from the second call on these are
+        the same arrays, overwritten by every call."""
+        if self._graph is None:
+            self._cuda.get_current_stream().synchronize()
+            with self._cuda.using_allocator(self._pool.malloc), self._stream:
+                if not self._warm:
+                    self._result = self._function()
+                    self._stream.synchronize()
+                    self._warm = True
+                    return self._result
+                self._result = None
+                self._stream.begin_capture()
+                try:
+                    self._result = self._function()
+                finally:
+                    graph = self._stream.end_capture()
+            self._graph = graph
+        self._graph.launch()
+        return self._result
+
+
+def _ceil_div(a, b):
+    return -(-a // b)
+
+
+def _odd_quads(count):
+    """The smallest odd multiple of 4 that is at least `count`: rows at this distance lie in different memory banks."""
+    return 4 * (_ceil_div(count, 4) | 1)
+
+
+def _correlate_tiles(channels, rows, columns, itemsize):
+    """How correlate3x3 divides its work: images a block, rows and columns of 2x2 patches a tile, groups of threads that
+    share the channels, channels a chunk, bytes of shared memory."""
+    patch_rows, patch_columns = _ceil_div(rows, 2), _ceil_div(columns, 2)
+    patch_columns = _ceil_div(patch_columns, _ceil_div(patch_columns, 16))
+    patch_rows = _ceil_div(patch_rows, _ceil_div(patch_rows, 96 // patch_columns))
+    images = max(1, 16 // (patch_rows * patch_columns))
+    group = 4 * images * patch_rows * patch_columns
+    split = min(4, 384 // group, channels)
+    plane = images * (2 * patch_rows + 2) * (2 * patch_columns + 2)
+    channel_bytes = 2 * itemsize * (plane + 9 * 36)
+    chunk = min(8, channels, (_SHARED_BYTES - 4 * plane) // channel_bytes) // split * split
+    exchange = 32 * group * itemsize if split > 1 else 0
+    return images, patch_rows, patch_columns, split, chunk, max(chunk * channel_bytes + 4 * plane, exchange)
+
+
+def _weight_grad_tiles(channels, rows, columns, itemsize):
+    """How weight_grad3x3 divides its work: channels a block, rows and columns of a band, the planes of g and x in shared
+    memory, bytes of it."""
+    band_columns = 4 * _ceil_div(columns, 4)
+    band_columns = 4 * _ceil_div(band_columns // 4, _ceil_div(band_columns, 32))
+    block_channels = min(32, 1 << (channels - 1).bit_length())
+
+    def planes(band_rows):
+        return _odd_quads(band_rows * band_columns), _odd_quads((band_rows + 2) * (band_columns + 4))
+
+    def size(band_rows):
+        g_plane, x_plane = planes(band_rows)
+        return 2 * itemsize * (32 * g_plane + block_channels * x_plane)
+
+    while size(1) > _SHARED_BYTES:
+        block_channels //= 2
+    band_rows = max(r for r in range(1, min(rows, 64) + 1) if size(r) <= _SHARED_BYTES)
+    band_rows = _ceil_div(rows, _ceil_div(rows, band_rows))
+    exchange = 36 * 128 * itemsize if block_channels < 32 else 0
+    return block_channels, band_rows, band_columns, *planes(band_rows), max(size(band_rows), exchange)
+
+
+class Cuda:
+    """The pillar of functions of cpu.py, which documents them; arrays are those of `xp`.
+
+    xp: CuPy, or a module with its functions. loader(path, name_expressions): a module of the kernels in a .cu file,
+    called as cupy.RawModule is. Every function raises TypeError for arrays that are not on the device or whose types
+    do not belong together.
+    """
+
+    def __init__(self, xp, loader):
+        self.xp = xp
+        self._loader, self._folder, self._modules = loader, kernel_folder(), {}
+
+    def _function(self, kernel, types):
+        file = _FILE_OF[kernel]
+        if file not in self._modules:
+            self._modules[file] = self._loader(self._folder / file, name_expressions(file))
+        return self._modules[file].get_function(f"{kernel}<{types}>" if types else kernel)
+
+    def _launch(self, kernel, types, grid, block, *arguments, shared_mem=0):
+        """Launch kernel<types> after a check of every argument; with an empty grid there is nothing to do.
+
+        Arrays must be on the device, C-contiguous and of the parameter's type; Python numbers are passed as scalars of
+        the parameter's exact width, which CuPy would not do by itself.
+        """
+        parameters, instances = KERNELS[_FILE_OF[kernel]][kernel]
+        if types not in instances:
+            raise TypeError(f"{kernel} has no version for ({types}), only for ({'), ('.join(instances)})")
+        names = dict(zip("TL", types.split(", "), strict=False))
+        passed = []
+        for position, (kind, argument) in enumerate(zip(parameters, arguments, strict=True)):
+            if kind == "t":
+                passed.append(_TYPES[names["T"]](argument))
+            elif kind in _SCALARS:
+                passed.append(_SCALARS[kind](argument))
+            else:
+                wanted = np.dtype(_ARRAYS.get(kind) or _TYPES[names[kind]])
+                self._check_array(argument, wanted, f"{kernel}, argument {position}")
+                passed.append(argument)
+        if 0 not in grid:
+            self._function(kernel, types)(grid, block, tuple(passed), shared_mem=shared_mem)
+
+    def _check_array(self, array, dtype, what):
+        if not isinstance(array, self.xp.ndarray):
+            raise TypeError(f"{what} must be an array on the device, got {type(array).__name__}: use xp.asarray")
+        if array.dtype != dtype:
+            raise TypeError(f"{what} must be {dtype}, got {array.dtype}")
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{what} must be C-contiguous: use xp.ascontiguousarray")
+
+    def _inputs(self, *arrays):
+        """The arrays in C order, copied where they lie otherwise."""
+        for array in arrays:
+            if not isinstance(array, self.xp.ndarray):
+                raise TypeError(f"expected an array on the device, got {type(array).__name__}: use xp.asarray")
+        ordered = [a if a.flags.c_contiguous else self.xp.ascontiguousarray(a) for a in arrays]
+        return ordered if len(ordered) > 1 else ordered[0]
+
+    def _type(self, array):
+        """The C++ name of an array's type. Raises TypeError where no kernel has it."""
+        if array.dtype not in _C_NAMES:
+            raise TypeError(f"the CUDA kernels have no type {array.dtype}: use float32 or float64, int32 for labels")
+        return _C_NAMES[array.dtype]
+
+    def _labels(self, target):
+        """Class labels of any integer type as one that the kernels have."""
+        target = self._inputs(target)
+        return target if target.dtype in _C_NAMES else target.astype(np.int64)
+
+    def _scalar(self, value, dtype):
+        """A number as an array of one on the device; an array as it is."""
+        return value if isinstance(value, self.xp.ndarray) else self.xp.full(1, value, dtype)
+
+    def _per_element(self, kernel, like, *arguments):
+        self._launch(kernel, self._type(like), (_ceil_div(like.size, 256),), (256,), *arguments)
+
+    def _per_row(self, kernel, types, rows, *arguments):
+        self._launch(kernel, types, (_ceil_div(rows, 128),), (128,), *arguments)
+
+    def _correlate(self, x, w, bias, epilogue, shape_out, offset, strides, flipped):
+        """sum over channels and taps of x, shifted, times w: both ways through a convolution (conv2d.cu)."""
+        y = self.xp.empty(shape_out, x.dtype)
+        (n, c, h, width), (_, o, p, q) = x.shape, shape_out
+        kernel_size, t = w.shape[2:], self._type(x)
+        if kernel_size != (3, 3):
+            arguments = (x, w, bias, y, y.size, c, h, width, o, p, q, *kernel_size, *offset, *strides, flipped, epilogue)
+            self._launch("correlate", t, (_ceil_div(y.size, 256),), (256,), *arguments)
+        elif y.size:
+            images, rows, columns, split, chunk, shared = _correlate_tiles(c, p, q, x.dtype.itemsize)
+            tiles = _ceil_div(p, 2 * rows) * _ceil_div(q, 2 * columns)
+            grid, block = (_ceil_div(n, images) * tiles, _ceil_div(o, 32)), (4 * images * rows * columns * split,)
+            sizes = (n, c, h, width, o, p, q, *offset, *strides, flipped, epilogue, images, rows, columns, split, chunk)
+            self._launch("correlate3x3", t, grid, block, x, w, bias, y, *sizes, shared_mem=shared)
+        return y
+
+    def conv2d(self, x, w, b, padding, relu):
+        x, w, b = self._inputs(x, w, b)
+        o, c, *kernel = w.shape
+        size_out = [cpu._output_size(s, k, padding) for s, k in zip(x.shape[2:], kernel, strict=True)]
+        offset = [cpu._pad_before(k, padding) for k in kernel]
+        taps = math.prod(kernel)
+        epilogue = _BIAS_RELU if relu else _BIAS
+        return self._correlate(x, w, b, epilogue, (len(x), o, *size_out), offset, (c * taps, taps), False)
+
+    def conv2d_input_grad(self, g, w, x_shape, padding):
+        g, w = self._inputs(g, w)
+        o, c, *kernel = w.shape
+        offset = [k - 1 - cpu._pad_before(k, padding) for k in kernel]
+        taps = math.prod(kernel)
+        return self._correlate(g, w, w, _PLAIN, tuple(x_shape), offset, (taps, c * taps), True)
+
+    def conv2d_weight_grad(self, x, g, w_shape, padding):
+        x, g = self._inputs(x, g)
+        (n, c, h, width), (_, o, p, q), kernel = x.shape, g.shape, tuple(w_shape[2:])
+        if not g.size:
+            return self.xp.zeros(w_shape, x.dtype)
+        offset = [cpu._pad_before(k, padding) for k in kernel]
+        sizes, t = (n, c, h, width, o, p, q), self._type(x)
+        if kernel != (3, 3):
+            gw = self.xp.empty(w_shape, x.dtype)
+            self._launch("weight_grad", t, (gw.size,), (256,), x, g, gw, *sizes, *kernel, *offset)
+            return gw
+        channels, rows, columns, *planes, shared = _weight_grad_tiles(c, p, q, x.dtype.itemsize)
+        tiles = _ceil_div(o, 32) * _ceil_div(c, channels)
+        units = n * _ceil_div(p, rows) * _ceil_div(q, columns)
+        parts = self.xp.empty((min(units, max(1, _WEIGHT_GRAD_BLOCKS // tiles)), *w_shape), x.dtype)
+        arguments = (x, g, parts, *sizes, *offset, channels, rows, columns, *planes)
+        self._launch("weight_grad3x3", t, (tiles, len(parts)), (256,), *arguments, shared_mem=shared)
+        return self._sum_parts(parts)
+
+    def _sum_parts(self, parts, bias=None, epilogue=_PLAIN):
+        """Sum over the first axis, in order; with a bias and ReLU at the end."""
+        if len(parts) == 1 and epilogue == _PLAIN:
+            return parts[0]
+        out = self.xp.empty(parts.shape[1:], parts.dtype)
+        sizes = (out.size, len(parts), out.shape[-1], epilogue)
+        grid, bias = (_ceil_div(out.size, 32),), parts if bias is None else bias
+        self._launch("sum_parts", self._type(parts), grid, (32, 8), parts, bias, out, *sizes)
+        return out
+
+    def bias_grad(self, g):
+        g = self._inputs(g)
+        n, units = g.shape[:2]
+        if not g.size:
+            return self.xp.zeros(units, g.dtype)
+        gb, pixels = self.xp.empty(units, g.dtype), math.prod(g.shape[2:])
+        threads = min(1024, max(32, 1 << (n * pixels // 8).bit_length()))
+        self._launch("bias_grad", self._type(g), (units,), (threads,), g, gb, n, units, pixels)
+        return gb
+
+    def _product(self, a, b, m, n, k, layout, bias=None, epilogue=_PLAIN):
+        """A (m, k) times B (k, n); layout tells which of them lies transposed (dense.cu)."""
+        tiles = _ceil_div(m, 64) * _ceil_div(n, 64)
+        parts = min(_MAX_PARTS, _ceil_div(k, 64), max(1, _PRODUCT_BLOCKS // max(1, tiles)))
+        depth = 16 * _ceil_div(_ceil_div(k, parts), 16)
+        parts = self.xp.empty((_ceil_div(k, depth), m, n), a.dtype)
+        unsplit = len(parts) == 1
+        grid = (_ceil_div(m, 64), _ceil_div(n, 64), len(parts))
+        arguments = (a, b, b if bias is None else bias, parts, m, n, k, depth, epilogue if unsplit else _PLAIN)
+        self._launch("product", f"{self._type(a)}, {layout}", grid, (256,), *arguments)
+        return parts[0] if unsplit else self._sum_parts(parts, bias, epilogue)
+
+    def dense(self, x, w, b, relu):
+        x, w, b = self._inputs(x, w, b)
+        epilogue = _BIAS_RELU if relu else _BIAS
+        return self._product(x, w, len(x), w.shape[1], len(w), "false, false", b, epilogue)
+
+    def dense_input_grad(self, g, w):
+        g, w = self._inputs(g, w)
+        return self._product(g, w, len(g), len(w), w.shape[1], "false, true")
+
+    def dense_weight_grad(self, x, g):
+        x, g = self._inputs(x, g)
+        if not len(x):
+            return self.xp.zeros((x.shape[1], g.shape[1]), x.dtype)
+        return self._product(x, g, x.shape[1], g.shape[1], len(x), "true, false")
+
+    def relu(self, x):
+        x = self._inputs(x)
+        y = self.xp.empty(x.shape, x.dtype)
+        self._per_element("relu", x, x, y, x.size)
+        return y
+
+    def relu_grad(self, g, y):
+        g, y = self._inputs(g, y)
+        gx = self.xp.empty(g.shape, g.dtype)
+        self._per_element("relu_grad", g, g, y, gx, g.size)
+        return gx
+
+    def max_pool2d(self, x, size):
+        if not 1 <= size <= 16 or size > min(x.shape[2:]):
+            raise ValueError(f"pool size must be 1 to 16 and at most the image's {x.shape[2:]}, got {size}")
+        x = self._inputs(x)
+        n, c, h, w = x.shape
+        shape = (n, c, h // size, w // size)
+        y, winner = self.xp.empty(shape, x.dtype), self.xp.empty(shape, np.uint8)
+        self._launch("max_pool2d", self._type(x), (_ceil_div(n * c, 8),), (32, 8), x, y, winner, n * c, h, w, size)
+        return y, winner
+
+    def max_pool2d_grad(self, g, x, y, winner, size, ties):
+        if ties not in ("first", "all"):
+            raise ValueError(f"ties must be 'first' or 'all', got {ties!r}")
+        g, x, y, winner = self._inputs(g, x, y, winner)
+        (n, c, h, w), gx = x.shape, self.xp.empty(x.shape, g.dtype)
+        arguments = (g, x, y, winner, gx, n * c, h, w, size, ties == "all")
+        self._launch("max_pool2d_grad", self._type(g), (_ceil_div(n * c, 8),), (32, 8), *arguments)
+        return gx
+
+    def _rowwise(self, kernel, T, *inputs):
+        """A kernel of softmax.cu with inputs and output (N, K)."""
+        inputs = [self._inputs(a) for a in inputs]
+        out = self.xp.empty(inputs[0].shape, inputs[0].dtype)
+        self._per_row(kernel, self._type(out), len(out), *inputs, out, *out.shape, T)
+        return out
+
+    def softmax(self, z, T):
+        return self._rowwise("softmax", T, z)
+
+    def softmax_grad(self, g, p, T):
+        return self._rowwise("softmax_grad", T, g, p)
+
+    def log_softmax(self, z, T):
+        return self._rowwise("log_softmax", T, z)
+
+    def log_softmax_grad(self, g, l, T):  # noqa: E741
+        return self._rowwise("log_softmax_grad", T, g, l)
+
+    def cross_entropy(self, z, target, T):
+        z, target = self._inputs(z), self._labels(target)
+        losses = self.xp.empty(len(z), z.dtype)
+        types = f"{self._type(z)}, {self._type(target)}"
+        self._per_row("cross_entropy", types, len(z), z, target, losses, *z.shape, T)
+        return losses
+
+    def cross_entropy_grad(self, g, z, target, T):
+        g, z, target = *self._inputs(g, z), self._labels(target)
+        gz = self.xp.empty(z.shape, z.dtype)
+        types = f"{self._type(z)}, {self._type(target)}"
+        self._per_row("cross_entropy_grad", types, len(z), g, z, target, gz, *z.shape, T)
+        return gz
+
+    def saliency_seed(self, z, labels, T, arithmetic):
+        if arithmetic not in ("plain", "scaled"):
+            raise ValueError(f"arithmetic must be 'plain' or 'scaled', got {arithmetic!r}")
+        z, labels = self._inputs(z), self._labels(labels)
+        g, log10_scale = self.xp.empty(z.shape, z.dtype), self.xp.empty(len(z), z.dtype)
+        types = f"{self._type(z)}, {self._type(labels)}"
+        scalars = (*z.shape, T, arithmetic == "scaled", math.log(T), math.log(10))
+        self._per_row("saliency_seed", types, len(z), z, labels, g, log10_scale, *scalars)
+        return g, log10_scale
+
+    def saliency_end(self, g, w, x_shape, padding):
+        if x_shape[1] != 1:
+            raise ValueError(f"a saliency map has one channel, the images have {x_shape[1]}")
+        g, w = self._inputs(g, w)
+        (n, o, p, q), (_, _, h, width), kernel = g.shape, x_shape, w.shape[2:]
+        maps, summary = self.xp.empty((n, h, width), g.dtype), self.xp.empty((n, 4), g.dtype)
+        offset = [cpu._pad_before(k, padding) for k in kernel]
+        arguments = (g, w, maps, summary, o, p, q, h, width, *kernel, *offset)
+        self._launch("saliency_end", self._type(g), (n,), (256,), *arguments)
+        return maps, summary
+
+    def dropout(self, x, rate, seed, layer, step):
+        x = self._inputs(x)
+        y, step = self.xp.empty(x.shape, x.dtype), self._scalar(step, np.uint32)
+        key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
+        arguments = (x, y, x.size, step, layer, *key, round((1 - rate) * 2**32), 1 / (1 - rate))
+        self._launch("dropout", self._type(x), (_ceil_div(x.size, 1024),), (256,), *arguments)
+        return y
+
+    def nesterov_step(self, w, velocity, g, lr, momentum, l2):
+        g, lr = self._inputs(g), self._scalar(lr, w.dtype)
+        self._per_element("nesterov_step", w, w, velocity, g, lr, w.size, momentum, 2 * l2)
+
+    def gather(self, data, permutation, step, batch):
+        batches = len(permutation) // batch
+        if not batches:
+            raise ValueError(f"{len(permutation)} samples are less than one batch of {batch}")
+        data, permutation = self._inputs(data, permutation)
+        rows, row_size = self.xp.empty((batch, *data.shape[1:]), data.dtype), math.prod(data.shape[1:])
+        arguments = (data, permutation, self._scalar(step, np.uint32), rows, row_size, batches)
+        self._launch("gather", self._type(data), (batch,), (256 if row_size > 32 else 32,), *arguments)
+        return rows
+
+    def advance(self, step):
+        self._launch("advance", "", (1,), (1,), step)
+
+    def accumulate(self, total, values):
+        values = self._inputs(values)
+        self._launch("accumulate", self._type(values), (1,), (256,), total, values, values.size)
+
+    def capture(self, function):
+        """A callable that takes the step `function()` once a call: at first as it is, then as one captured CUDA graph,
+        whose bits are the same (see _Replay)."""
+        return _Replay(self.xp, function)
