@@ -401,6 +401,11 @@ def gather(data, permutation, step, batch):
     return data[permutation[k * batch : (k + 1) * batch]]
 
 
+def take_images(x, chosen):
+    """x[chosen] for a window x (N, C, H, W) of activations, chosen (M,) integers -> (M, C, H, W), a copy."""
+    return _logical(np.take(x.transpose(2, 1, 3, 0), chosen, axis=3))
+
+
 def advance(step):
     """step[0] += 1, step (1,) uint32."""
     step[0] += 1

@@ -21,7 +21,7 @@ class SaliencyMaps(NamedTuple):
     logits: np.ndarray
     zeros: np.ndarray
 
-    def log10_max(self):
+    def log10_size(self):
         """log10 of the largest absolute true gradient, (N,); -inf for a map that is exactly zero."""
         with np.errstate(divide="ignore"):
             return np.log10(np.abs(self.maps).max(axis=(1, 2)).astype(np.float64)) + self.log10_scale

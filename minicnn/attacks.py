@@ -1,0 +1,287 @@
+"""Adversarial samples by single-pixel moves: Algorithms 1 to 4 of the paper (section 3.2) and the author's own variant
+are one loop with a specification each.
+
+A move sets one pixel to the maximum ("raise") or the minimum ("lower"). The loop makes the move of the largest score,
+never the same move's pixel twice, until the decision differs from the label or the limit is reached. What the paper's
+text leaves open is decided here, once:
+
+- Equal scores: the first pixel in raster order, and raise before lower (Algorithm 2, where S1 = S2 matches both).
+- A used entry leaves both maps, as minus infinity (Algorithm 1 says so; Algorithm 3 sets it to 0; Algorithm 2 forgets).
+- Algorithm 3 lowers where the gradient is 0 (its text defines k > 0 and k < 0).
+- A move that changes nothing, raising a pixel that is at the maximum already, counts as a move, as printed;
+  skip_unchanged=True leaves such moves out.
+- Samples that are misclassified already are no samples of an attack (Definition 1) and are reported apart.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from minicnn import backend, cpu
+from minicnn.networks import predict
+from minicnn.one_pixel import OnePixel
+from minicnn.ops import check_temperature
+from minicnn.saliency import saliency_maps
+
+RAISE, LOWER = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """score: "gradient" (saliency map) or "loss difference"; absolute: of its absolute value; lowers: whether moves to
+    the minimum are allowed; refresh: whether scores are computed again after every move."""
+
+    score: str
+    absolute: bool
+    lowers: bool
+    refresh: bool = False
+
+
+ALGORITHMS = {
+    "1": Algorithm("gradient", absolute=False, lowers=False),
+    "2": Algorithm("loss difference", absolute=True, lowers=True),
+    "3": Algorithm("gradient", absolute=True, lowers=True),
+    "4": Algorithm("loss difference", absolute=True, lowers=True, refresh=True),
+    "author": Algorithm("loss difference", absolute=False, lowers=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What an attack is free to choose.
+
+    arithmetic: "plain" (the author's float32, which underflows) or "scaled" (which does not); T > 0: temperature of the
+    attacked loss; limit: moves a sample (100 in the paper, effectively 99 in the author's code); maximum, minimum:
+    values of a moved pixel; skip_unchanged: leave out moves that change nothing; chunk: images in memory at a time.
+    """
+
+    arithmetic: str = "scaled"
+    T: float = 1.0
+    limit: int = 100
+    maximum: float = 1.0
+    minimum: float = 0.0
+    skip_unchanged: bool = False
+    chunk: int = 256
+
+    def __post_init__(self):
+        check_temperature(self.T)
+        if self.arithmetic not in ("plain", "scaled"):
+            raise ValueError(f"arithmetic must be 'plain' or 'scaled', got {self.arithmetic!r}")
+        if self.limit < 0 or self.chunk < 1 or not self.minimum < self.maximum:
+            raise ValueError(f"limit >= 0, chunk >= 1 and minimum < maximum are needed, got {self}")
+
+
+@dataclasses.dataclass
+class AttackResult:
+    """What an attack did to N samples; NumPy arrays over all N, also those that were not attacked.
+
+    attacked: classified correctly before (bool). succeeded: the decision was changed (bool). moves: made until then, or
+    in all. unchanged_moves: of these, how many changed nothing. zero_scores: every score was exactly 0 (bool), the map
+    said nothing. adversarial (N, 1, H, W). forwards, backwards: passes spent, in images; a recomputed change of one
+    pixel counts as one forward pass.
+    """
+
+    attacked: np.ndarray
+    succeeded: np.ndarray
+    moves: np.ndarray
+    unchanged_moves: np.ndarray
+    zero_scores: np.ndarray
+    adversarial: np.ndarray
+    forwards: int = 0
+    backwards: int = 0
+
+
+def margin(logits, labels):
+    """log(p / (1 - p)) of all other classes against the label's: logsumexp_{j != k} z_j - z_k. (N, K), (N,) -> (N,).
+
+    The loss is softplus(margin); positive where the label has less than half of the probability.
+    """
+    rows = np.arange(len(logits))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return np.logaddexp.reduce(others, axis=1) - logits[rows, labels]
+
+
+def log_loss_change(after, before):
+    """log |softplus(after) - softplus(before)| of margins, without underflow; -inf where they are equal.
+
+    With b <= a the margins, the difference is log1p(e^t) for t = log sigmoid(b) + log expm1(a - b).
+    """
+    a, b = np.maximum(after, before), np.minimum(after, before)
+    with np.errstate(divide="ignore"):
+        t = (a - b) + np.log(-np.expm1(b - a)) - np.logaddexp(0, -b)
+        return np.where(t < -20, t, np.log(np.logaddexp(0, t)))
+
+
+class _Scorer:
+    """Scores every pixel of every image: best (n, P), the score of the pixel's better move, -inf for none; kind (n, P),
+    RAISE or LOWER; zero (n,), whether all scores are 0. Counts the passes."""
+
+    def __init__(self, network, algorithm, setting):
+        self.network, self.algorithm, self.setting = network, algorithm, setting
+        self.device = backend.of(next(iter(network.parameters().values())).data)
+        self.score = self._by_gradient if algorithm.score == "gradient" else self._by_loss_difference
+        self.forwards = self.backwards = 0
+
+    def __call__(self, images, labels):
+        chunk = self.setting.chunk
+        parts = [self.score(images[i : i + chunk], labels[i : i + chunk]) for i in range(0, len(images), chunk)]
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    def _by_gradient(self, images, labels):
+        setting = self.setting
+        found = saliency_maps(self.network, images, labels, setting.T, setting.arithmetic, setting.chunk)
+        self.forwards += len(images)
+        self.backwards += len(images)
+        best = found.maps.reshape(len(images), -1)
+        kind = np.full(best.shape, RAISE)
+        if self.algorithm.absolute:
+            kind = np.where(best > 0, RAISE, LOWER)
+            best = np.abs(best)
+        if setting.skip_unchanged:
+            values = np.where(kind == RAISE, setting.maximum, setting.minimum).astype(images.dtype)
+            best = np.where(images.reshape(best.shape) == values, -np.inf, best)
+        return best, kind, found.zeros == best.shape[1]
+
+    def _loss(self, logits, labels):
+        """What differences are formed of: the loss, as the author computed it, or the margin."""
+        z = logits / logits.dtype.type(self.setting.T)
+        if self.setting.arithmetic == "scaled":
+            return margin(z, labels)
+        with np.errstate(divide="ignore"):
+            return -np.log(cpu.softmax(z, 1.0)[np.arange(len(z)), labels])
+
+    def _difference(self, after, before):
+        """A number that orders the moves of an image as |L(c') - L(c)|, or signed L(c') - L(c), does."""
+        if self.setting.arithmetic == "scaled" and self.algorithm.absolute:
+            return np.maximum(log_loss_change(after, before), np.finfo(after.dtype).min)
+        return np.abs(after - before) if self.algorithm.absolute else after - before
+
+    def _by_loss_difference(self, images, labels):
+        setting, device = self.setting, self.device
+        pixels = images.reshape(len(images), -1)
+        candidates = OnePixel(self.network, device.asarray(images))
+        before = self._loss(backend.to_host(candidates.logits), labels)
+        unchanged = self._difference(before, before)
+        scores = np.empty((len(images), pixels.shape[1], 2), images.dtype)
+        scores[...] = -np.inf if setting.skip_unchanged else unchanged[:, None, None]
+        zero = np.ones(len(images), bool)
+        moves = [(RAISE, setting.maximum), (LOWER, setting.minimum)][: 1 + self.algorithm.lowers]
+        for pixel in range(pixels.shape[1]):
+            changing = [np.flatnonzero(pixels[:, pixel] != images.dtype.type(value)) for _, value in moves]
+            chosen = np.concatenate(changing)
+            if len(chosen) == 0:
+                continue
+            kinds = np.repeat([kind for kind, _ in moves], [len(c) for c in changing])
+            values = np.repeat(np.array([v for _, v in moves], images.dtype), [len(c) for c in changing])
+            row, column = divmod(pixel, images.shape[3])
+            logits = candidates.logits_with(row, column, device.asarray(chosen), device.asarray(values))
+            after = self._loss(backend.to_host(logits), labels[chosen])
+            scores[chosen, pixel, kinds] = self._difference(after, before[chosen])
+            zero[chosen[after != before[chosen]]] = False
+            self.forwards += len(chosen)
+        self.forwards += len(images)
+        if not self.algorithm.lowers:
+            scores[..., LOWER] = -np.inf
+        return scores.max(axis=2), scores.argmax(axis=2), zero
+
+
+def attack(network, images, labels, algorithm, setting=None, on_move=None):
+    """Run one of the ALGORITHMS on every correctly classified sample, all at once.
+
+    network: on any device. images (N, 1, H, W) in [0, 1], labels (N,) integers: host arrays. algorithm: a key of
+    ALGORITHMS or an Algorithm. setting: a Setting. on_move(move, limit, active) is called after each round of moves.
+    Returns an AttackResult. Raises ValueError for an unknown algorithm or shapes that do not fit.
+    """
+    setting = setting or Setting()
+    if not isinstance(algorithm, Algorithm):
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}")
+        algorithm = ALGORITHMS[algorithm]
+    if images.ndim != 4 or images.shape[1] != 1 or labels.shape != images.shape[:1]:
+        raise ValueError(f"images (N, 1, H, W) and labels (N,) are needed, got {images.shape} and {labels.shape}")
+    scorer = _Scorer(network, algorithm, setting)
+    adversarial = np.array(images, dtype=next(iter(network.parameters().values())).dtype)
+    pixels = adversarial.reshape(len(images), -1)
+    n = len(images)
+    result = AttackResult(
+        attacked=predict(network, adversarial, chunk=setting.chunk).argmax(axis=1) == labels,
+        succeeded=np.zeros(n, bool),
+        moves=np.zeros(n, int),
+        unchanged_moves=np.zeros(n, int),
+        zero_scores=np.zeros(n, bool),
+        adversarial=adversarial,
+        forwards=n,
+    )
+    active = np.flatnonzero(result.attacked)
+    if len(active) and setting.limit:
+        best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
+        ranking = _ranking(best, setting.limit)
+    used = np.zeros((len(active), pixels.shape[1]), bool)
+    for move in range(min(setting.limit, pixels.shape[1])):
+        if len(active) == 0:
+            break
+        rows = np.arange(len(active))
+        pixel = ranking[:, 0 if algorithm.refresh else move]
+        possible = best[rows, pixel] > -np.inf
+        rows, pixel, movers = rows[possible], pixel[possible], active[possible]
+        value = np.where(kind[rows, pixel] == RAISE, setting.maximum, setting.minimum).astype(pixels.dtype)
+        changed = pixels[movers, pixel] != value
+        pixels[movers, pixel] = value
+        used[rows, pixel] = True
+        result.moves[movers] += 1
+        result.unchanged_moves[movers] += ~changed
+        tried = movers[changed]
+        result.forwards += len(tried)
+        if len(tried):
+            decisions = predict(network, adversarial[tried], chunk=setting.chunk).argmax(axis=1)
+            result.succeeded[tried] = decisions != labels[tried]
+        remain = possible & ~result.succeeded[active]
+        active, used, best, kind, ranking = active[remain], used[remain], best[remain], kind[remain], ranking[remain]
+        if algorithm.refresh and len(active) and move + 1 < setting.limit:
+            best, kind, _ = scorer(adversarial[active], labels[active])
+            best = np.where(used, -np.inf, best)
+            ranking = _ranking(best, 1)
+        if on_move:
+            on_move(move + 1, setting.limit, len(active))
+    result.forwards += scorer.forwards
+    result.backwards = scorer.backwards
+    return result
+
+
+def _ranking(best, count):
+    """The `count` best pixels of each image in order, equal scores in raster order. (n, P) -> (n, count)."""
+    return np.argsort(-best, axis=1, kind="stable")[:, :count]
+
+
+def wilson_interval(successes, trials, z=1.959963984540054):
+    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default: (low, high); (0, 1) for no trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    low = centre - half if successes else 0.0
+    high = centre + half if successes < trials else 1.0
+    return low, high
+
+
+def summary(result):
+    """The figures of an attack as a dict of numbers: rates are shares of the attacked samples, intervals Wilson 95 %."""
+    tried, successes = int(result.attacked.sum()), int(result.succeeded.sum())
+    moves = result.moves[result.succeeded]
+    return {
+        "images": len(result.attacked),
+        "misclassified": int((~result.attacked).sum()),
+        "attacked": tried,
+        "succeeded": successes,
+        "success_rate": successes / tried if tried else None,
+        "success_interval": wilson_interval(successes, tried),
+        "mean_moves_of_successes": float(moves.mean()) if successes else None,
+        "unchanged_moves": int(result.unchanged_moves.sum()),
+        "moves": int(result.moves.sum()),
+        "zero_score_share": float(result.zero_scores[result.attacked].mean()) if tried else None,
+        "forwards": result.forwards,
+        "backwards": result.backwards,
+    }
