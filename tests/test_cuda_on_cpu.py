@@ -1,0 +1,515 @@
+"""The emulator that runs kernels/*.cu on the CPU: right kernels give right results, planted defects are found."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.cuda_on_cpu import device, emulator
+from tests.cuda_on_cpu.device import CaptureError, DeviceArray, xp
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+PLANTED = emulator.HERE / "planted.cu"
+TEMPLATES = ("scale<float>", "scale<double>", "row_sums<float>", "row_sums<double>")
+PLAIN = (
+    "reverse shuffles uneven_history votes reverse_warp drifting_warps divergent_barrier two_barriers "
+    "divergent_shuffle two_masks outside_own_mask unwritten last_block count positions static_overrun vectors"
+).split()
+SEEDS = range(1, 6)
+DTYPES = (np.float32, np.float64)
+C_NAMES = {np.float32: "float", np.float64: "double"}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return emulator.load(PLANTED, (*TEMPLATES, *PLAIN)).get_function
+
+
+@pytest.fixture(scope="module")
+def planted_without_barriers():
+    return emulator.load(PLANTED, ("reverse", "reverse_warp"), ("-O2", "-DWITHOUT_BARRIER")).get_function
+
+
+def random(shape, dtype=np.float32):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def over_seeds(launch, y):
+    """The contents of y after launch() under each seed; y is poisoned before every one."""
+    results = []
+    for seed in SEEDS:
+        device.poison(y.values)
+        with emulator.seeded(seed):
+            launch()
+        results.append(y.get())
+    return results
+
+
+# Right kernels
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_template_computes_in_its_type(planted, dtype):
+    x, y = xp.asarray(random(1000, dtype)), xp.empty(1000, dtype)
+    factor = dtype(1 / 3)
+    planted(f"scale<{C_NAMES[dtype]}>")((4,), (256,), (x, y, factor, np.int32(1000)))
+    assert np.array_equal(y.get(), x.get() * factor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_right_reduction_is_bit_identical_over_seeds(planted, dtype):
+    x, y = xp.asarray(random((7, 300), dtype)), xp.empty(7, dtype)
+    kernel = planted(f"row_sums<{C_NAMES[dtype]}>")
+    args = (x, y, np.int32(300))
+    results = over_seeds(lambda: kernel((7,), (96,), args, shared_mem=3 * dtype().itemsize), y)
+    assert all(np.array_equal(result, results[0]) for result in results)
+    np.testing.assert_allclose(results[0], x.get().sum(axis=1), rtol=0, atol=1e-4 if dtype == np.float32 else 1e-12)
+
+
+def test_static_shared_memory_and_its_barrier(planted):
+    x, y = xp.asarray(random(256)), xp.empty(256, np.float32)
+    for result in over_seeds(lambda: planted("reverse")((1,), (256,), (x, y)), y):
+        assert np.array_equal(result, x.get()[::-1])
+
+
+@pytest.mark.parametrize("width", [32, 16, 8])
+def test_shuffles_read_the_lanes_that_cuda_documents(planted, width):
+    lanes = np.arange(32)
+    x = xp.asarray(lanes.astype(np.int32) + 100)
+    results = [xp.empty(32, np.int32) for _ in range(4)]
+    planted("shuffles")((1,), (32,), (x, *results, np.int32(width)))
+    first = lanes // width * width
+    expected = (
+        first + 3,
+        np.where(lanes - 2 < first, lanes, lanes - 2),
+        np.where(lanes + 5 < first + width, lanes + 5, lanes),
+        lanes ^ 1,
+    )
+    for result, source in zip(results, expected, strict=True):
+        assert np.array_equal(result.get(), source + 100)
+
+
+def test_lanes_may_have_met_more_often_than_others_of_their_warp(planted):
+    x = xp.asarray(random(32, np.float64))
+    for extra in range(4):
+        y = xp.empty(32, np.float64)
+        planted("uneven_history")((1,), (32,), (x, y, np.int32(5), np.int32(extra)))
+        assert np.array_equal(y.get(), x.get()[::-1])
+
+
+@pytest.mark.parametrize("threads", [32, 20])
+def test_votes(planted, threads):
+    x = np.arange(threads, dtype=np.int32) % 3
+    ballot, some, every = xp.empty(threads, np.uint32), xp.empty(threads, np.int32), xp.empty(threads, np.int32)
+    planted("votes")((1,), (threads,), (xp.asarray(x), ballot, some, every))
+    assert set(ballot.tolist()) == {sum(1 << lane for lane in range(threads) if x[lane])}
+    assert set(some.tolist()) == {1} and set(every.tolist()) == {0}
+    planted("votes")((1,), (threads,), (xp.ones(threads, np.int32), ballot, some, every))
+    assert set(every.tolist()) == {1}
+
+
+def test_integer_atomics_lose_nothing(planted):
+    total, total_unsigned = xp.zeros(1, np.int32), xp.zeros(1, np.uint32)
+    planted("count")((3, 2), (40,), (total, total_unsigned))
+    assert total.item() == 240 and total_unsigned.item() == 480
+
+
+def test_every_thread_knows_where_it_stands(planted):
+    grid, block = (2, 3, 2), (3, 2, 4)
+    y = xp.empty((2 * 3 * 2 * 3 * 2 * 4, 12), np.uint32)
+    planted("positions")(grid, block, (y,))
+    places = [
+        (x, y, z)
+        for bz in range(2)
+        for by in range(3)
+        for bx in range(2)
+        for z in range(4)
+        for y in range(2)
+        for x in range(3)
+    ]
+    assert np.array_equal(y.get()[:, :3], places)
+    assert np.array_equal(np.unique(y.get()[:, 3:6], axis=0), sorted(np.ndindex(grid)))
+    assert np.all(y.get()[:, 6:] == (*block, *grid))
+
+
+def test_vectors_bytes_wide_integers_and_booleans_are_passed_as_they_are(planted):
+    x, y = xp.asarray(random((8, 4))), xp.empty((8, 2), np.float64)
+    small = xp.asarray(np.arange(8, dtype=np.uint8))
+    planted("vectors")((1,), (8,), (x, y, small, np.int64(-(2**40)), np.bool_(True)))
+    assert np.array_equal(y.get()[:, 0], x.get()[:, 0] + x.get()[:, 1])
+    assert np.all(y.get()[:, 1] == -(2.0**40))
+    planted("vectors")((1,), (8,), (x, y, small, np.int64(0), np.bool_(False)))
+    assert np.array_equal(y.get()[:, 1], np.arange(8))
+
+
+def test_the_portable_fiber_switch_gives_the_same_bits(tmp_path):
+    script = (
+        "import sys, numpy as np; from tests.cuda_on_cpu import emulator; from tests.cuda_on_cpu.device import xp\n"
+        "x, y = xp.asarray(np.arange(640, dtype=np.float32) / 7), xp.empty(2, np.float32)\n"
+        "kernel = emulator.load(emulator.HERE / 'planted.cu', ['row_sums<float>']).get_function('row_sums<float>')\n"
+        "kernel((2,), (64,), (x, y, np.int32(320)), shared_mem=8); np.save(sys.argv[1], y.get())\n"
+    )
+    results = []
+    for name, setting in (("assembly", ""), ("ucontext", "1")):
+        file = tmp_path / f"{name}.npy"
+        environment = os.environ | {"CUDA_ON_CPU_UCONTEXT": setting}
+        subprocess.run([sys.executable, "-c", script, file], check=True, env=environment, cwd=emulator.HERE.parents[1])
+        results.append(np.load(file))
+    assert np.array_equal(*results)
+
+
+# Defects in kernels
+
+
+def test_a_missing_syncthreads_gives_wrong_results(planted_without_barriers):
+    x, y = xp.asarray(random(256)), xp.empty(256, np.float32)
+    results = over_seeds(lambda: planted_without_barriers("reverse")((1,), (256,), (x, y)), y)
+    assert not any(np.array_equal(result, x.get()[::-1]) for result in results)
+
+
+def test_a_missing_syncwarp_gives_wrong_results(planted_without_barriers):
+    x, y = xp.asarray(random(32)), xp.empty(32, np.float32)
+    results = over_seeds(lambda: planted_without_barriers("reverse_warp")((1,), (32,), (x, y)), y)
+    assert not any(np.array_equal(result, x.get()[::-1]) for result in results)
+
+
+def test_warps_drift_apart_between_barriers(planted):
+    x, y = xp.asarray(random(256)), xp.empty(256, np.float32)
+    results = over_seeds(lambda: planted("drifting_warps")((1,), (256,), (x, y)), y)
+    assert any(np.isnan(result).any() for result in results)
+
+
+def test_dependence_on_the_order_of_blocks_shows(planted):
+    winner = xp.zeros(1, np.int32)
+    results = over_seeds(lambda: planted("last_block")((50,), (1,), (winner,)), winner)
+    assert len({int(result[0]) for result in results}) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("divergent_barrier", r"57 have ended, 7 wait at __syncthreads \(.*planted.cu:\d+\) \[block 0,0,0\]"),
+        ("two_barriers", r"7 wait at __syncthreads .*, 57 wait at __syncthreads|57 wait at .*, 7 wait at"),
+        ("divergent_shuffle", r"32 wait at __(syncthreads|shfl_sync) .*, 32 wait at __"),
+        ("two_masks", r"32 wait at __shfl_sync .* with mask (0000ffff|ffff0000|ffffffff)"),
+        ("outside_own_mask", r"calls __shfl_sync .* with a mask that leaves it out"),
+    ],
+)
+def test_divergence_is_reported_with_its_line(planted, name, report):
+    y = xp.empty(64, np.float32)
+    for seed in SEEDS:
+        with emulator.seeded(seed), pytest.raises(RuntimeError, match=f"{name}: .*({report})"):
+            planted(name)((1,), (64,), (y,))
+
+
+def test_the_emulator_goes_on_after_a_deadlock(planted):
+    x, y = xp.asarray(random(256)), xp.empty(256, np.float32)
+    with pytest.raises(RuntimeError, match="divergent"):
+        planted("divergent_barrier")((1,), (256,), (y,))
+    planted("reverse")((1,), (256,), (x, y))
+    assert np.array_equal(y.get(), x.get()[::-1])
+
+
+def test_memory_that_nobody_wrote_is_poisoned(planted):
+    from_static, from_dynamic, from_no_lane = (xp.empty(24, np.float32) for _ in range(3))
+    planted("unwritten")((3,), (24,), (from_static, from_dynamic, from_no_lane), shared_mem=96)
+    assert np.isnan(from_static.get()).all() and np.isnan(from_dynamic.get()).all()
+    assert np.array_equal(np.isnan(from_no_lane.get()), np.arange(24) + 8 >= 24)
+
+
+def test_poison_is_renewed_for_every_block(planted):
+    x, y, other = xp.asarray(random(64)), xp.empty(64, np.float32), xp.empty(32, np.float32)
+    planted("reverse")((1,), (64,), (x, y))
+    for _ in range(2):
+        planted("unwritten")((2,), (32,), (other, other, other), shared_mem=128)
+        planted("static_overrun")((1,), (32,), (y, np.int32(32)))
+        assert np.isnan(y.get()[:32]).all()
+
+
+# Launches
+
+
+@pytest.mark.parametrize(
+    ("position", "wrong"),
+    [
+        (2, 2.0),  # CuPy would pass the 8 bytes of a double
+        (3, 10),  # and those of a 64-bit integer
+        (3, np.int64(10)),
+        (3, np.uint32(10)),
+        (2, np.float64(2)),
+        (2, np.zeros(1, np.float32)),
+        (0, np.zeros(10, np.float32)),
+        (0, xp.zeros(10, np.float64)),
+        (1, xp.zeros(10, np.int32)),
+        (1, np.float32(1)),
+        (0, xp.zeros((10, 2), np.float32)[:, 0]),
+    ],
+    ids=str,
+)
+def test_an_argument_that_does_not_fit_is_named(planted, position, wrong):
+    args = [xp.zeros(10, np.float32), xp.zeros(10, np.float32), np.float32(2), np.int32(10)]
+    args[position] = wrong
+    with pytest.raises(TypeError, match=f"scale<float>: argument {position} must be"):
+        planted("scale<float>")((1,), (10,), tuple(args))
+
+
+def test_the_number_of_arguments_is_checked(planted):
+    with pytest.raises(TypeError, match="takes 2 arguments, got 1"):
+        planted("reverse")((1,), (10,), (xp.zeros(10, np.float32),))
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "message"),
+    [
+        ((1,), (1025,), r"block.x must be 1 to 1024"),
+        ((1,), (64, 32), r"a block of 2048 threads"),
+        ((1,), (1, 1, 65), r"block.z must be 1 to 64"),
+        ((0,), (32,), r"grid.x must be 1 to"),
+        ((1, 65536), (1,), r"grid.y must be 1 to 65535"),
+        ((1, 1, 65536), (1,), r"grid.z must be 1 to 65535"),
+    ],
+)
+def test_launch_limits(planted, grid, block, message):
+    with pytest.raises(ValueError, match=message):
+        planted("last_block")(grid, block, (xp.zeros(1, np.int32),))
+
+
+def test_an_extent_is_a_tuple_as_for_cupy(planted):
+    with pytest.raises(TypeError, match="grid must be a tuple"):
+        planted("last_block")(1, (1,), (xp.zeros(1, np.int32),))
+
+
+def test_shared_memory_limits(planted):
+    kernel = planted("unwritten")
+    args = [xp.empty(1, np.float32) for _ in range(3)]
+    assert kernel.shared_size_bytes == 128
+    kernel((1,), (1,), args, shared_mem=48 * 1024 - 128)
+    with pytest.raises(ValueError, match="max_dynamic_shared_size_bytes"):
+        kernel((1,), (1,), args, shared_mem=48 * 1024 - 127)
+    with pytest.raises(ValueError, match="must be 0 to 232320"):
+        kernel.max_dynamic_shared_size_bytes = 227 * 1024
+    kernel.max_dynamic_shared_size_bytes = 100_000
+    kernel((1,), (1,), args, shared_mem=100_000)
+
+
+def test_static_shared_memory_beyond_a_gpu(tmp_path):
+    source = tmp_path / "large.cu"
+    source.write_text(
+        'extern "C" __global__ void large(float *y) { __shared__ float row[12289]; row[0] = 1; y[0] = row[0]; }'
+    )
+    with pytest.raises(ValueError, match="49156 bytes of static shared memory"):
+        emulator.load(source, ["large"])
+
+
+def test_a_name_that_was_not_asked_for(planted):
+    with pytest.raises(KeyError, match="planted.cu was loaded without nothing"):
+        planted("nothing")
+
+
+# Building
+
+
+def test_compiler_errors_point_into_the_source(tmp_path):
+    source = tmp_path / "broken.cu"
+    source.write_text('extern "C" __global__ void broken(float *y) {\n    y[0] = undeclared;\n}\n')
+    with pytest.raises(RuntimeError, match=r"broken\.cu:2:.*undeclared"):
+        emulator.load(source, ["broken"])
+
+
+def test_compiler_warnings_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINICNN_SHIM_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "careless.cu"
+    source.write_text('extern "C" __global__ void careless(float *y) {\n    int unused;\n    y[0] = 1;\n}\n')
+    with pytest.warns(UserWarning, match=r"careless\.cu:2:.*unused"):
+        emulator.load(source, ["careless"])
+
+
+def test_a_float_atomic_does_not_compile(tmp_path):
+    source = tmp_path / "unordered.cu"
+    source.write_text('extern "C" __global__ void unordered(float *y) { atomicAdd(y, 1.0f); }')
+    with pytest.raises(RuntimeError, match="atomicAdd"):
+        emulator.load(source, ["unordered"])
+
+
+def test_a_changed_header_is_built_anew(tmp_path):
+    source, header = tmp_path / "main.cu", tmp_path / "part.cuh"
+    source.write_text('#include "part.cuh"\nextern "C" __global__ void fill(int *y) { y[0] = value(); }')
+    for value in (3, 4):
+        header.write_text(f"#pragma once\n__device__ inline int value() {{ return {value}; }}\n")
+        y = xp.empty(1, np.int32)
+        emulator.load(source, ["fill"]).get_function("fill")((1,), (1,), (y,))
+        assert y.item() == value
+
+
+def test_a_second_load_does_not_build(tmp_path, monkeypatch):
+    emulator.load(PLANTED, TEMPLATES)
+    monkeypatch.setattr(subprocess, "run", only_the_symbol_table)
+    emulator.load(PLANTED, TEMPLATES)
+
+
+def only_the_symbol_table(command, _run=subprocess.run, **options):
+    assert command[0] == "nm", f"unexpected build: {command}"
+    return _run(command, **options)
+
+
+# Device arrays
+
+
+def test_host_and_device_arrays_do_not_mix():
+    a, host = xp.ones(3, np.float32), np.ones(3, np.float32)
+    mixtures = (
+        lambda: a + host,
+        lambda: host * a,
+        lambda: np.add(host, a),
+        lambda: xp.maximum(a, host),
+        lambda: xp.concatenate([a, host]),
+        lambda: xp.where(a > 0, a, host),
+        lambda: a.__setitem__(slice(None), host),
+        lambda: a.dot(host),
+        lambda: np.add(a, a, out=host),
+        lambda: xp.sum(host),
+    )
+    for mixture in mixtures:
+        with pytest.raises(TypeError, match="host array"):
+            mixture()
+
+
+def test_nothing_comes_back_to_the_host_unasked():
+    a = xp.ones(3, np.float32)
+    for conversion in (np.asarray, np.array, np.ascontiguousarray, np.testing.assert_array_equal):
+        with pytest.raises(TypeError, match="does not turn into a NumPy array"):
+            conversion(*[a] * (2 if conversion is np.testing.assert_array_equal else 1))
+    assert not isinstance(a, np.ndarray)
+    assert type(a.get()) is np.ndarray and type(xp.asnumpy(a)) is np.ndarray
+
+
+def test_results_stay_on_the_device():
+    a = xp.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    results = [
+        a + 1,
+        np.float32(2) * a,
+        -a,
+        a.sum(),
+        a.max(axis=0),
+        xp.argmax(a),
+        np.exp(a),
+        a.T,
+        a[0, 0],
+        a > 2,
+        abs(a),
+    ]
+    results += [xp.stack([a, a]), xp.where(a > 1, a, 0), a.astype(np.float64), xp.take(a, xp.asarray([0, 1])), a.copy()]
+    results += list(a) + [xp.any(a > 1), xp.full(3, 2.0), xp.arange(3), xp.zeros_like(a), xp.sort(a), np.sum(a)]
+    assert {type(result) for result in results} == {DeviceArray}
+    assert a.sum().shape == () and float(a.sum()) == 15 and int(a.max()) == 5 and bool(a[0, 1] == 1)
+    assert np.array_equal((np.float32(2) * a).get(), np.arange(0, 12, 2).reshape(2, 3))
+
+
+def test_views_share_memory_and_copies_do_not():
+    a = xp.zeros((2, 3), np.float32)
+    a[0, 1] = 1
+    a[1:][...] = 2
+    a.reshape(6)[5] = 3
+    a += 1
+    assert a.tolist() == [[1, 2, 1], [3, 3, 4]]
+    host = np.zeros(3, np.float32)
+    on_device = xp.asarray(host)
+    on_device[0] = 1
+    assert host[0] == 0
+    a.get()[...] = 9
+    assert a[0, 0].item() == 1
+    assert xp.asarray(a) is a and xp.ascontiguousarray(a) is a
+    assert xp.ascontiguousarray(a.T).flags.c_contiguous
+
+
+def test_new_memory_is_poisoned():
+    for dtype in DTYPES:
+        assert np.isnan(xp.empty((2, 3), dtype).get()).all()
+        assert np.isnan(xp.empty_like(xp.ones(3, dtype)).get()).all()
+    assert xp.empty(2, np.uint8).tolist() == [0xA5] * 2
+    assert xp.empty(2, np.uint32).tolist() == [0xA5A5A5A5] * 2
+
+
+# Capture
+
+
+def test_a_captured_step_runs_when_replayed_and_on_what_its_arrays_hold_then(planted):
+    x, y, z = xp.asarray(random(64)), xp.empty(64, np.float32), xp.empty(64, np.float32)
+
+    def step():
+        planted("reverse")((1,), (64,), (x, y))
+        planted("scale<float>")((2,), (32,), (y, z, np.float32(3), np.int32(64)))
+
+    replay = device.capture(step)
+    assert np.isnan(y.get()).all(), "capture ran a launch"
+    for seed in range(3):
+        x.set(np.random.default_rng(seed).standard_normal(64).astype(np.float32))
+        replay()
+        assert np.array_equal(z.get(), x.get()[::-1] * np.float32(3))
+
+
+def test_capture_through_a_stream_as_with_cupy(planted):
+    x, y = xp.asarray(random(64)), xp.empty(64, np.float32)
+    stream = xp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        planted("reverse")((1,), (64,), (x, y))
+        graph = stream.end_capture()
+    graph.launch(stream)
+    stream.synchronize()
+    assert np.array_equal(y.get(), x.get()[::-1])
+
+
+def test_only_launches_can_be_captured():
+    a = xp.ones((2, 3), np.float32)
+    forbidden = (
+        lambda: a + a,
+        lambda: np.exp(a),
+        lambda: a.sum(),
+        lambda: xp.zeros(3),
+        lambda: xp.asarray(np.zeros(3)),
+        lambda: xp.asnumpy(a),
+        lambda: float(a[0, 0]),
+        lambda: a.__setitem__(0, 1),
+        lambda: a.T.reshape(6),
+        lambda: a[[0]],
+        lambda: a.set(np.ones((2, 3), np.float32)),
+        lambda: device.capture(lambda: None),
+    )
+    for operation in forbidden:
+        with pytest.raises(CaptureError):
+            device.capture(operation)
+    allowed = [
+        lambda: xp.empty((2, 2), np.float32),
+        lambda: xp.empty_like(a),
+        lambda: a.reshape(3, 2),
+        lambda: a[1:],
+        lambda: a.T,
+    ]
+    for operation in allowed:
+        device.capture(operation)
+    assert (a + a).tolist() == [[2] * 3] * 2, "a failed capture must end"
+
+
+def test_arguments_are_checked_while_capturing(planted):
+    with pytest.raises(TypeError, match="argument 3"):
+        device.capture(
+            lambda: planted("scale<float>")(
+                (1,), (3,), (xp.empty(3, np.float32), xp.empty(3, np.float32), np.float32(1), 3)
+            )
+        )
+
+
+def test_end_without_begin():
+    with pytest.raises(CaptureError, match="without begin_capture"):
+        xp.cuda.Stream().end_capture()
+
+
+def test_the_emulator_says_what_it_lacks(monkeypatch):
+    monkeypatch.setattr(emulator, "COMPILER", "no-such-compiler")
+    assert "no-such-compiler was not found, install g++" in emulator.missing()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "needs Linux" in emulator.missing()
