@@ -19,6 +19,11 @@ def _available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads():
+    """How many threads work on rows."""
+    return _pool._max_workers if _pool else 1
+
+
 def set_threads(count):
     """Use `count` threads (at least 1) for the work on rows; BLAS keeps its own setting."""
     global _pool

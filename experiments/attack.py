@@ -1,0 +1,56 @@
+"""Attack one network with one algorithm of the paper and say how often it succeeds.
+
+    1       raise the pixels of the largest gradient                    one backward pass
+    2       raise or lower by the largest |loss difference|             every pixel tried once
+    3       raise or lower by the largest |gradient|                    one backward pass
+    4       as 2, the differences computed again after every move
+    author  raise by the largest signed loss difference, the attack behind the author's logs
+
+--arithmetic plain is the author's float32, which underflows; scaled is float32 that does not.
+"""
+
+from experiments import common
+from minicnn import attacks
+
+
+def main(options):
+    path = common.find_weights(options)
+    dataset = common.load_data(options)
+    network = common.load_network(path, options)
+    count = options.images or common.PROTOCOL[options.dataset]["images"]
+    images, labels = dataset.test_images[:count], dataset.test_labels[:count]
+    setting = common.setting(options, options.arithmetic)
+    result = common.attack(network, images, labels, options.algorithm, setting, common.Store(options.out / "parts"))
+    figures = attacks.summary(result)
+    low, high = figures["success_interval"]
+    print(f"{path}, Algorithm {options.algorithm}, {options.arithmetic}, first {len(images)} test images")
+    print(f"  misclassified before, left out   {figures['misclassified']}")
+    print(f"  attacked                         {figures['attacked']}")
+    if figures["attacked"]:
+        print(f"  succeeded within {setting.limit:3} moves        {figures['succeeded']} = ", end="")
+        print(f"{figures['success_rate']:.1%}  (95 %: {low:.1%} to {high:.1%})")
+        print(f"  maps exactly zero                {figures['zero_score_share']:.1%}")
+    print(f"  moves that changed nothing       {figures['unchanged_moves']} of {figures['moves']}")
+    print(f"  passes                           {figures['forwards']} forward, {figures['backwards']} backward")
+    common.write_json(
+        options.json,
+        common.environment(options)
+        | {"weights": str(path), "algorithm": options.algorithm, "setting": vars(setting), "ties": options.ties}
+        | figures
+        | {
+            "moves_by_image": result.moves,
+            "succeeded_by_image": result.succeeded,
+            "attacked_by_image": result.attacked,
+        },
+    )
+
+
+if __name__ == "__main__":
+    parser = common.arguments(__doc__)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--network", choices=list(common.NETWORKS), default="standard")
+    which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead of a network trained here")
+    parser.add_argument("--algorithm", choices=list(attacks.ALGORITHMS), default="1")
+    parser.add_argument("--arithmetic", choices=("plain", "scaled"), default="scaled")
+    common.attack_arguments(parser)
+    common.run(main, parser)

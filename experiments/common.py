@@ -1,0 +1,414 @@
+"""What the experiments share: the command line, errors, progress, the three networks, resumable parts, JSON, pictures."""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from minicnn import attacks, backend, cpu, data, networks, training
+from minicnn.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+
+# The paper's three networks (section 4 and "Training parameters"): temperature T, learning rate, teacher.
+NETWORKS = {
+    "standard": {"temperature": 1.0, "learning_rate": 0.1, "teacher": None},
+    "temperature": {"temperature": 20.0, "learning_rate": 0.1, "teacher": None},
+    "distilled": {"temperature": 20.0, "learning_rate": 0.05, "teacher": "temperature"},
+}
+
+# The paper's protocol is that of MNIST; 1,500 digits need smaller batches, and fewer epochs to the same accuracy.
+PROTOCOL = {"mnist": {"batch": 128, "epochs": 50, "images": 1000}, "digits": {"batch": 32, "epochs": 30, "images": 297}}
+
+
+class UsageError(ValueError):
+    """The command line asks for something impossible; the message says what to do."""
+
+
+USER_ERRORS = (
+    UsageError,
+    data.DataError,
+    networks.WeightsError,
+    training.TrainingError,
+    backend.DeviceError,
+    OSError,
+)
+
+
+def positive(kind):
+    """An argparse type: int or float above 0."""
+
+    def parse(text):
+        value = kind(text)
+        if not value > 0 or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def arguments(module_doc):
+    """A parser with the options that every experiment has; its description is the experiment's docstring."""
+    parser = argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits", help="default: digits")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, shuffling and dropout; default: 0")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results; default: runs/DATASET")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results as JSON; default: in the folder")
+    return parser
+
+
+def training_arguments(parser):
+    """Add the options of training to a parser."""
+    parser.add_argument("--epochs", type=positive(int), help="default: 50 for mnist, 30 for digits")
+    parser.add_argument("--batch", type=positive(int), help="samples a step; default: 128 for mnist, 32 for digits")
+    parser.add_argument(
+        "--validation",
+        type=int,
+        help="training samples set apart; default: 1000 of mnist, as the author had it (the paper's text says 10000)",
+    )
+    parser.add_argument("--temperature", type=positive(float), default=20.0, help="T of temperature and distilled")
+    parser.add_argument(
+        "--teacher-dropout",
+        choices=("on", "off"),
+        default="on",
+        help="dropout while the distilled labels are computed: on as the author did, off as Papernot et al.",
+    )
+    parser.add_argument("--no-graph", action="store_true", help="cuda: run each step by itself, for debugging")
+
+
+def attack_arguments(parser):
+    """Add the options of attacks to a parser."""
+    parser.add_argument("--images", type=positive(int), help="the first N test images; default: 297 digits, 1000 mnist")
+    parser.add_argument("--limit", type=positive(int), default=100, help="moves an image; 99 as the author's code")
+    parser.add_argument("--maximum", type=positive(float), default=1.0, help="of a pixel; 255/256 is mnist's own")
+    parser.add_argument("--attack-temperature", type=positive(float), default=1.0, help="T of the attacked loss")
+    parser.add_argument("--skip-unchanged", action="store_true", help="leave out moves that change nothing")
+    parser.add_argument("--ties", choices=("first", "all"), default="all", help="max-pool gradient; all as the author")
+
+
+def run(main, parser):
+    """Parse the command line and run main(options). A user's mistake is one line and exit code 2; Ctrl-C is 130."""
+    options = parser.parse_args()
+    options.out = options.out or Path("runs") / options.dataset
+    options.json = options.json or options.out / f"{parser.prog.removesuffix('.py').rpartition('.')[2]}.json"
+    use_one_blas_thread()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        main(options)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; what is computed is kept: the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+def use_one_blas_thread():
+    """The NumPy pillar has threads of its own over rows; those of BLAS under them would only be in their way."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1, "blas")
+
+
+class Progress:
+    """A bar on a terminal, otherwise a plain line at most every `seconds` seconds and at the end."""
+
+    def __init__(self, label, total, seconds=20):
+        self.label, self.total, self.seconds = label, total, seconds
+        self.last, self.bar = time.monotonic(), None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=label, leave=False)
+
+    def __call__(self, done, note=""):
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() - self.last > self.seconds:
+            self.last = time.monotonic()
+            print(f"  {self.label}: {done} of {self.total} {note}".rstrip(), flush=True)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def load_data(options):
+    """The data set, its download shown."""
+    bars = {}
+
+    def progress(name, received, total):
+        bars.setdefault(name, Progress(name, total))(received)
+
+    dataset = data.load(options.dataset, getattr(options, "validation", None), progress)
+    for bar in bars.values():
+        bar.close()
+    return dataset
+
+
+def recipe(name, options):
+    """The Recipe of one of the NETWORKS under the options of training."""
+    protocol, network = PROTOCOL[options.dataset], NETWORKS[name]
+    return training.Recipe(
+        temperature=1.0 if network["temperature"] == 1.0 else options.temperature,
+        learning_rate=network["learning_rate"],
+        batch=options.batch or protocol["batch"],
+        epochs=options.epochs or protocol["epochs"],
+        seed=options.seed,
+    )
+
+
+def train(name, options, dataset):
+    """Train one of the NETWORKS (its teacher first), or go on where it stopped.
+
+    Writes NAME.checkpoint.npz after every epoch, then NAME.npz, NAME.csv and NAME.png. Returns (network, history).
+    """
+    settings, targets = recipe(name, options), dataset.train_labels
+    if teacher := NETWORKS[name]["teacher"]:
+        teacher_network, _ = train(teacher, options, dataset)
+        dropout = options.seed if options.teacher_dropout == "on" else None
+        targets = training.distilled_labels(teacher_network, dataset.train_images, settings.temperature, dropout)
+    network = networks.paper_cnn(seed=options.seed).to(options.device)
+    held_out = {"test": (dataset.test_images, dataset.test_labels)}
+    if len(dataset.validation_images):
+        held_out["validation"] = dataset.validation_images, dataset.validation_labels
+    steps = len(dataset.train_images) // settings.batch
+    progress = Progress(f"{name}, T = {settings.temperature:g}", settings.epochs * steps)
+    finished = []
+
+    def on_epoch(row):
+        finished.append(row["epoch"])
+        progress(row["epoch"] * steps, f"epoch {row['epoch']}, test {row['test_accuracy']:.2%}")
+
+    def on_step(done, _):
+        progress((finished[-1] if finished else 0) * steps + done)
+
+    try:
+        history = training.fit(
+            network,
+            dataset.train_images,
+            targets,
+            settings,
+            held_out,
+            checkpoint=options.out / f"{name}.checkpoint.npz",
+            on_step=on_step,
+            on_epoch=on_epoch,
+            graph=not options.no_graph,
+        )
+    finally:
+        progress.close()
+    if finished or not (options.out / f"{name}.npz").exists():
+        networks.save_weights(network, options.out / f"{name}.npz")
+        write_csv(options.out / f"{name}.csv", history)
+        plot_history(options.out / f"{name}.png", name, settings, history)
+    return network, history
+
+
+def find_weights(options):
+    """The weight file of --weights FILE or --network NAME: in the results folder, else the committed one.
+
+    Raises UsageError where there is none.
+    """
+    if options.weights:
+        return options.weights
+    candidates = [options.out / f"{options.network}.npz", RESULTS / options.dataset / f"{options.network}.npz"]
+    for path in candidates:
+        if path.exists():
+            return path
+    raise UsageError(
+        f"no trained network {options.network!r} in {' or '.join(str(c.parent) for c in candidates)}: train it with "
+        f"python -m experiments.train --dataset {options.dataset} --network {options.network}, or name --weights FILE"
+    )
+
+
+def load_network(path, options, dtype=np.float32):
+    """The paper's network with the weights of a file, on the device of the options, with their tie rule."""
+    network = networks.paper_cnn(ties=options.ties, dtype=dtype).to(options.device)
+    return networks.load_weights(network, path)
+
+
+def digest(*arrays):
+    """A short hash of the contents of arrays."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array))
+    return sha.hexdigest()[:16]
+
+
+class Store:
+    """Parts of an experiment on disk, so that nothing computed is lost: get(key, compute) computes a part only once.
+
+    key: a dict of plain values that says what the part depends on. A part is a dict of arrays.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def get(self, key, compute):
+        text = json.dumps(key, sort_keys=True)
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+        if path.exists():
+            try:
+                return networks.load_npz(path)
+            except networks.WeightsError:
+                path.unlink()
+        part = compute()
+        networks.save_npz(path, part)
+        return part
+
+
+def setting(options, arithmetic):
+    """The attacks.Setting of the options."""
+    return attacks.Setting(
+        arithmetic=arithmetic,
+        T=options.attack_temperature,
+        limit=options.limit,
+        maximum=options.maximum,
+        skip_unchanged=options.skip_unchanged,
+    )
+
+
+def attack(network, images, labels, algorithm, setting, store, label="", part=500):
+    """attacks.attack in parts of `part` images that are kept in the store. Returns the AttackResult of all."""
+    weights = digest(*networks.get_weights(network).values())
+    pool_ties = [layer.ties for layer in network.layers.values() if hasattr(layer, "ties")]
+    progress = Progress(f"{label}Algorithm {algorithm}, {setting.arithmetic}", len(images))
+    parts = []
+    for start in range(0, len(images), part):
+        x, y = images[start : start + part], labels[start : start + part]
+        key = {
+            "weights": weights,
+            "ties": pool_ties,
+            "dtype": str(next(iter(network.parameters().values())).dtype),
+            "algorithm": algorithm,
+            "setting": vars(setting),
+            "images": digest(x, y),
+        }
+
+        def compute(x=x, y=y, start=start):
+            def on_move(move, limit, active):
+                progress(start + len(x) - active, f"(move {move} of {limit})")
+
+            return vars(attacks.attack(network, x, y, algorithm, setting, on_move))
+
+        parts.append(store.get(key, compute))
+        progress(start + len(x))
+    progress.close()
+    joined = {
+        name: sum(int(p[name]) for p in parts)
+        if name in ("forwards", "backwards")
+        else np.concatenate([p[name] for p in parts])
+        for name in parts[0]
+    }
+    return attacks.AttackResult(**joined)
+
+
+def environment(options):
+    """Versions, machine, seed and command, for a JSON of results."""
+    import minicnn
+
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "minicnn": minicnn.__version__}
+    if options.device == "cuda":
+        versions["cupy"] = backend.get("cuda").xp.__version__
+    machine = {
+        "system": platform.platform(),
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": cpu.threads(),
+        "device": options.device,
+    }
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": " ".join(["python -m experiments." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "seed": options.seed,
+        "dataset": options.dataset,
+        "versions": versions,
+        "machine": machine,
+    }
+
+
+def _processor_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def write_json(path, results):
+    """Write results (dicts, lists, numbers, arrays) as JSON, atomically; numbers that are not finite become null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, (np.ndarray, np.generic)):
+            return plain(value.tolist())
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_atomically(path, (json.dumps(plain(results), indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path, rows):
+    """Write dicts of the same keys as CSV, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def figure(rows=1, columns=1, width=4.0, height=3.0):
+    """A matplotlib figure on a light ground, drawn without a display: (figure, array of axes)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+
+
+def save_figure(path, fig):
+    """Write a figure as PNG, atomically, and close it."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110)
+    plt.close(fig)
+    write_atomically(path, buffer.getvalue())
+
+
+def plot_history(path, name, settings, history):
+    """Loss, accuracy and time of every epoch as a picture."""
+    fig, ((loss, accuracy, seconds),) = figure(1, 3)
+    epochs = [row["epoch"] for row in history]
+    loss.plot(epochs, [row["train_loss"] for row in history], label=f"training, T = {settings.temperature:g}, dropout")
+    for kind in ("validation", "test"):
+        if f"{kind}_loss" in history[0]:
+            loss.plot(epochs, [row[f"{kind}_loss"] for row in history], label=f"{kind}, T = 1")
+            accuracy.plot(epochs, [100 * (1 - row[f"{kind}_accuracy"]) for row in history], label=kind)
+    seconds.plot(epochs, [row["seconds"] for row in history])
+    for axes, title in (loss, "loss (nats)"), (accuracy, "error (%)"), (seconds, "seconds an epoch"):
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+    loss.set_yscale("log")
+    accuracy.set_yscale("log")
+    seconds.set_ylim(bottom=0)
+    loss.legend(fontsize=8)
+    accuracy.legend(fontsize=8)
+    fig.suptitle(f"{name}: test accuracy {history[-1]['test_accuracy']:.2%} after {len(history)} epochs")
+    save_figure(path, fig)

@@ -1,0 +1,27 @@
+"""Train one of the paper's networks: standard (T = 1), temperature (T = 20 on hard labels, also the teacher), or
+distilled (T = 20 on the teacher's soft labels; the teacher is trained first).
+
+Writes NAME.npz (weights), NAME.csv and NAME.png (loss, accuracy, time by epoch), and NAME.checkpoint.npz after every
+epoch: the same command goes on from there, to the same bits. MNIST with 50 epochs is the paper's protocol.
+"""
+
+from experiments import common
+
+
+def main(options):
+    dataset = common.load_data(options)
+    _, history = common.train(options.network, options, dataset)
+    last = history[-1]
+    print(
+        f"{options.network}: {last['test_accuracy']:.2%} of {len(dataset.test_labels)} test images after "
+        f"{last['epoch']} epochs, {sum(row['seconds'] for row in history):.0f} s -> {options.out}/{options.network}.npz"
+    )
+    settings = vars(common.recipe(options.network, options))
+    common.write_json(options.json, common.environment(options) | {"recipe": settings, "history": history})
+
+
+if __name__ == "__main__":
+    parser = common.arguments(__doc__)
+    parser.add_argument("--network", choices=list(common.NETWORKS), default="standard")
+    common.training_arguments(parser)
+    common.run(main, parser)
