@@ -31,7 +31,7 @@ constexpr int FILTER_GROUPS = BLOCK_FILTERS / THREAD_FILTERS;
 constexpr int FILTER_PITCH = BLOCK_FILTERS + 4;  // keeps rows aligned for Quad and spreads the copies over the banks
 
 template <typename T>
-__global__ void __launch_bounds__(384)
+__global__ void __launch_bounds__(384, 1)
     correlate3x3(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y, int N,
                  int C, int H, int W, int O, int P, int Q, int top, int left, int filter_stride, int channel_stride,
                  int flipped, int epilogue, int block_images, int patch_rows, int patch_columns, int split, int chunk) {
@@ -176,7 +176,7 @@ constexpr int COPY_LANES = 64;
 // band_columns is a multiple of 4, block_channels a power of two. g_plane and x_plane, the distance of two filters or
 // channels in shared memory, are odd multiples of 4: aligned for Quad, and 8 neighbours lie in different banks.
 template <typename T>
-__global__ void __launch_bounds__(GRAD_THREADS)
+__global__ void __launch_bounds__(GRAD_THREADS, 1)
     weight_grad3x3(const T *__restrict__ x, const T *__restrict__ g, T *__restrict__ parts, int N, int C, int H, int W,
                    int O, int P, int Q, int top, int left, int block_channels, int band_rows, int band_columns,
                    int g_plane, int x_plane) {
