@@ -26,6 +26,7 @@ from minicnn.backend import DeviceError
 _REAL = ("float", "double")
 _LABELLED = tuple(f"{real}, {label}" for real in _REAL for label in ("int", "long long"))
 _TARGETED = _LABELLED + tuple(f"{real}, {real}" for real in _REAL)
+_LAYOUTS = tuple(f"{real}, {which}" for real in _REAL for which in ("false, false", "false, true", "true, false"))
 KERNELS = {
     "batch.cu": {"gather": ("TIUTlu", (*_REAL, "int")), "accumulate": ("DTl", _REAL)},
     "conv2d.cu": {
@@ -34,8 +35,7 @@ KERNELS = {
         "weight_grad3x3": ("TTT" + 14 * "i", _REAL),
         "weight_grad": ("TTT" + 11 * "i", _REAL),
     },
-    "dense.cu": {"product": ("TTTTiiiii", tuple(f"{t}, {layout}" for t in _REAL for layout in (
-        "false, false", "false, true", "true, false")))},
+    "dense.cu": {"product": ("TTTTiiiii", _LAYOUTS)},
     "dropout.cu": {"dropout": ("TTlUuuuqt", _REAL)},
     "max_pool2d.cu": {"max_pool2d": ("TTBliii", _REAL), "max_pool2d_grad": ("TTTBTliiii", _REAL)},
     "nesterov.cu": {"nesterov_step": ("TTTTltt", _REAL), "advance": ("U", ("",))},
@@ -99,13 +99,13 @@ class CupyLoader:
 
 
 def cupy_pillar():
-    """The pillar on the GPU that CuPy finds. Raises DeviceError where CuPy, a driver, its version or a GPU is missing."""
+    """The pillar on the GPU that CuPy finds. Raises DeviceError where CuPy, a recent driver or a GPU is missing."""
     try:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"device cuda needs CuPy, which cannot be imported ({error}): pip install 'minicnn[cuda13]' for a driver of "
-            "version 580 or later and a GPU from 2018 on, else 'minicnn[cuda12]'"
+            f"device cuda needs CuPy, which cannot be imported ({error}): pip install 'minicnn[cuda13]' for a driver "
+            "from 580 on and a GPU of compute capability 7.5 or more, else 'minicnn[cuda12]'"
         ) from None
     runtime = cupy.cuda.runtime
     driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
@@ -119,9 +119,11 @@ def cupy_pillar():
     try:
         devices = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
-        raise DeviceError(f"device cuda needs an NVIDIA GPU, and the driver offers none ({error}): use device cpu") from None
+        raise DeviceError(
+            f"device cuda needs an NVIDIA GPU, the driver offers none ({error}): use device cpu"
+        ) from None
     if devices == 0:
-        raise DeviceError("device cuda needs an NVIDIA GPU, and the driver offers none: use device cpu")
+        raise DeviceError("device cuda needs an NVIDIA GPU, the driver offers none: use device cpu")
     return Cuda(cupy, CupyLoader(cupy))
 
 
@@ -184,8 +186,8 @@ def _correlate_tiles(channels, rows, columns, itemsize):
 
 
 def _weight_grad_tiles(channels, rows, columns, itemsize):
-    """How weight_grad3x3 divides its work: channels a block, rows and columns of a band, the planes of g and x in shared
-    memory, bytes of it."""
+    """How weight_grad3x3 divides its work: channels a block, rows and columns of a band, distances of two planes of g
+    and of x in shared memory, bytes of it."""
     band_columns = 4 * _ceil_div(columns, 4)
     band_columns = 4 * _ceil_div(band_columns // 4, _ceil_div(band_columns, 32))
     block_channels = min(32, 1 << (channels - 1).bit_length())
@@ -287,16 +289,16 @@ class Cuda:
         """sum over channels and taps of x, shifted, times w: both ways through a convolution (conv2d.cu)."""
         y = self.xp.empty(shape_out, x.dtype)
         (n, c, h, width), (_, o, p, q) = x.shape, shape_out
-        kernel_size, t = w.shape[2:], self._type(x)
-        if kernel_size != (3, 3):
-            arguments = (x, w, bias, y, y.size, c, h, width, o, p, q, *kernel_size, *offset, *strides, flipped, epilogue)
+        sizes, sum_over, t = (c, h, width, o, p, q), (*offset, *strides, flipped, epilogue), self._type(x)
+        if w.shape[2:] != (3, 3):
+            arguments = (x, w, bias, y, y.size, *sizes, *w.shape[2:], *sum_over)
             self._launch("correlate", t, (_ceil_div(y.size, 256),), (256,), *arguments)
         elif y.size:
             images, rows, columns, split, chunk, shared = _correlate_tiles(c, p, q, x.dtype.itemsize)
             tiles = _ceil_div(p, 2 * rows) * _ceil_div(q, 2 * columns)
             grid, block = (_ceil_div(n, images) * tiles, _ceil_div(o, 32)), (4 * images * rows * columns * split,)
-            sizes = (n, c, h, width, o, p, q, *offset, *strides, flipped, epilogue, images, rows, columns, split, chunk)
-            self._launch("correlate3x3", t, grid, block, x, w, bias, y, *sizes, shared_mem=shared)
+            arguments = (x, w, bias, y, n, *sizes, *sum_over, images, rows, columns, split, chunk)
+            self._launch("correlate3x3", t, grid, block, *arguments, shared_mem=shared)
         return y
 
     def conv2d(self, x, w, b, padding, relu):
