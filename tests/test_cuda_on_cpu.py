@@ -344,15 +344,16 @@ def test_a_changed_header_is_built_anew(tmp_path):
         assert y.item() == value
 
 
-def test_a_second_load_does_not_build(tmp_path, monkeypatch):
+def test_a_second_load_does_not_build(monkeypatch):
     emulator.load(PLANTED, TEMPLATES)
-    monkeypatch.setattr(subprocess, "run", only_the_symbol_table)
+    run_tool = emulator._run_tool
+
+    def only_the_symbol_table(tool, *arguments):
+        assert tool == "nm", f"built again: {tool} {arguments}"
+        return run_tool(tool, *arguments)
+
+    monkeypatch.setattr(emulator, "_run_tool", only_the_symbol_table)
     emulator.load(PLANTED, TEMPLATES)
-
-
-def only_the_symbol_table(command, _run=subprocess.run, **options):
-    assert command[0] == "nm", f"unexpected build: {command}"
-    return _run(command, **options)
 
 
 # Device arrays

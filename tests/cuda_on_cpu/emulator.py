@@ -240,7 +240,7 @@ class _Launch(ctypes.Structure):
 def _static_shared(library, handle, count):
     """For each of a library's `count` kernels, the __shared__ variables that it uses, found in the symbol table: those
     local to it, and those of functions that are no kernels, which any kernel of the file may call."""
-    table = subprocess.run(["nm", "--format=sysv", library], check=True, capture_output=True, text=True).stdout
+    table = _run_tool("nm", "--format=sysv", str(library)).stdout
     rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.count("|") == 6]
     functions = {name: int(value, 16) for name, value, _, kind, *_ in rows if kind == "FUNC" and value}
     load_bias = ctypes.cast(handle["address_0"], ctypes.c_void_p).value - functions["address_0"]
@@ -318,11 +318,16 @@ def _built(source, flags, inputs):
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             text, result = Path(folder, "source.cpp"), Path(folder, "result.so")
             text.write_text(source)
-            command = [COMPILER, *flags, str(text), "-o", str(result)]
-            build = subprocess.run(command, capture_output=True, text=True)
+            build = _run_tool(COMPILER, *flags, str(text), "-o", str(result))
             if build.returncode:
                 raise RuntimeError(f"the compiler rejects a CUDA source:\n{build.stderr}")
             if build.stderr:
                 warnings.warn(f"the compiler warns about a CUDA source:\n{build.stderr}", stacklevel=3)
             os.replace(result, library)
     return library
+
+
+def _run_tool(*command):
+    """Run a build tool; a sanitizer that is preloaded here is not meant for it."""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -140,10 +140,18 @@ extern "C" __global__ void positions(unsigned *y) {
     for (int i = 0; i < 12; i++) row[i] = values[i];
 }
 
-// Overruns by `beyond` elements.
+// Overruns by `beyond` elements. What the compiler no longer knows to be an array, as in a device function, is left to
+// AddressSanitizer.
 extern "C" __global__ void static_overrun(float *y, int beyond) {
     __shared__ float row[64];
     row[threadIdx.x + beyond] = 1;
+    __syncthreads();
+    y[threadIdx.x] = row[threadIdx.x];
+}
+extern "C" __global__ void static_overrun_by_pointer(float *y, int beyond) {
+    __shared__ float row[64];
+    float *const volatile start = row;
+    start[threadIdx.x + beyond] = 1;
     __syncthreads();
     y[threadIdx.x] = row[threadIdx.x];
 }

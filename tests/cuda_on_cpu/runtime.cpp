@@ -21,7 +21,6 @@ extern "C" {
 #define HOOK __attribute__((weak))
 HOOK void *__tsan_get_current_fiber();
 HOOK void *__tsan_create_fiber(unsigned flags);
-HOOK void __tsan_destroy_fiber(void *fiber);
 HOOK void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 HOOK void __tsan_acquire(void *address);
 HOOK void __tsan_release(void *address);
@@ -278,14 +277,11 @@ void run_block() {
     acquire(block_end);
 }
 
-// After a failed launch threads are left in the midst of a kernel: drop what the sanitizers noted of their stacks.
+// After a failed launch threads are left in the midst of a kernel: drop what AddressSanitizer noted of their stacks.
 void abandon_threads() {
-    for (auto &warp : warps) warp.ready.clear();
-    for (Thread &thread : pool) {
-        if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(thread.stack.bottom, Stack::bytes);
-        if (__tsan_destroy_fiber) __tsan_destroy_fiber(thread.tsan_fiber);
-        thread.tsan_fiber = nullptr;
-    }
+    for (Warp &warp : warps) warp.ready.clear();
+    if (!__asan_unpoison_memory_region) return;
+    for (Thread &thread : pool) __asan_unpoison_memory_region(thread.stack.bottom, Stack::bytes);
 }
 
 void prepare_threads() {

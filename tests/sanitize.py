@@ -1,0 +1,57 @@
+"""Run the tests of the CUDA sources under sanitizers: python -m tests.sanitize [address|thread] [pytest arguments].
+
+The kernels are built with AddressSanitizer + UndefinedBehaviorSanitizer, or with ThreadSanitizer, whose library has to
+be loaded before the interpreter: so the tests run in a process of their own. Without a name both run, one after another.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.cuda_on_cpu import emulator
+
+LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def library(sanitizer):
+    """The path of the compiler's sanitizer library, None where it is not installed."""
+    command = [emulator.COMPILER, f"-print-file-name={LIBRARIES[sanitizer]}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return path if os.path.isabs(path) and os.path.exists(path) else None
+
+
+def missing():
+    """What keeps the sanitizers from running here, or None."""
+    reason = emulator.missing()
+    if reason:
+        return reason
+    absent = [name for sanitizer, name in LIBRARIES.items() if not library(sanitizer)]
+    return (
+        f"{' and '.join(absent)} not found: install the sanitizer libraries of {emulator.COMPILER}" if absent else None
+    )
+
+
+def run(sanitizer, *arguments, **options):
+    """Run the Python interpreter with these arguments and every kernel instrumented; options go to subprocess.run.
+
+    The process ends with an error at the first report. A race is looked for in the kernels alone: the interpreter and
+    NumPy are not instrumented, and what they do with their own threads is ignored.
+    """
+    environment = os.environ | {
+        "LD_PRELOAD": library(sanitizer),
+        "CUDA_ON_CPU_SANITIZE": sanitizer,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    fixed_addresses = ["setarch", "--addr-no-randomize"] if sanitizer == "thread" and _can_fix_addresses() else []
+    return subprocess.run([*fixed_addresses, sys.executable, *arguments], env=environment, cwd=ROOT, **options)
+
+
+def _can_fix_addresses():
+    """ThreadSanitizer has its own plan of memory, which Linux, where it spreads addresses widely, may run across."""
+    return subprocess.run("setarch --addr-no-randomize true", shell=True, capture_output=True).returncode == 0
