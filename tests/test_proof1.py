@@ -1,13 +1,18 @@
-"""Each statement of minicnn/proof1.py, held against finite differences in decimals of 60 digits."""
+"""Each statement of minicnn/proof1.py, held against finite differences in decimals of 60 digits; the experiment."""
 
 import decimal
 import math
+import subprocess
+import sys
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import proof1 as experiment
 from minicnn import proof1
+from minicnn.layers import Conv2D, Dense, Flatten, MaxPool2D, Sequential
 
 TEMPERATURES = [1, 2, 5, 10, 20, 50, 100]
 DERIVATIVES_OF_P_K = [proof1.derivative_4_corrected, proof1.derivative_5_corrected]
@@ -367,3 +372,106 @@ def test_target_must_be_a_class(function, k):
 def test_logits_must_be_one_vector(x):
     with pytest.raises(ValueError, match="one vector of n >= 2 logits"):
         proof1.softmax_with_temperature(x, 1)
+
+
+# experiments/proof1.py
+
+
+def small_network():
+    """Conv, pool and dense in float64 with random biases, for 8 x 8 images; scaled so that p_k is not flat."""
+    rng = np.random.default_rng(3)
+    shared = {"rng": rng, "dtype": np.float64}
+    network = Sequential(
+        conv1=Conv2D(1, 4, 3, **shared), pool1=MaxPool2D(2), flatten=Flatten(), dense1=Dense(36, 10, **shared)
+    )
+    for name, parameter in network.parameters().items():
+        parameter.data = parameter.data * 3 if name.endswith("_W") else rng.normal(0, 0.1, parameter.shape)
+    return network
+
+
+def noise_images(count):
+    return np.random.default_rng(4).uniform(0.05, 0.95, (count, 1, 8, 8))
+
+
+def test_the_walk_finds_the_corrected_forms_right_and_the_printed_ones_wrong():
+    rows = experiment.compare_forms(np.random.default_rng(5), samples=4)
+    assert [row["T"] for row in rows] == TEMPERATURES
+    for row in rows:
+        right, wrong = row["off"].copy(), {name: row["off"][name] for name in ("printed_4", "printed_5")}
+        for name in wrong:
+            del right[name]
+        assert len(right) == 5 and max(right.values()) < 1e-12
+        assert min(wrong.values()) > 0.5
+        for name in right:
+            assert abs(row["sums_times_T"][name]) < 1e-14
+        for name in wrong:
+            assert row["sums_times_T"][name] == pytest.approx(row["sums_stated_times_T"][name], rel=1e-13, abs=0)
+
+
+def test_limit_in_the_walk_ends_where_it_should_and_float32_stops_before():
+    found = experiment.limit_of_certainty()
+    last = found["rows"][-1]
+    assert len(last["forms"]) == 5
+    for name, form in last["forms"].items():
+        limit = found["limits"]["corrected" if name.startswith("corrected") else name]
+        np.testing.assert_allclose(form, limit, atol=1e-11)
+    assert last["one_minus_p_k_float32"] == 0 < last["one_minus_p_k"]
+
+
+def test_chain_rule_equals_the_engine_on_a_network():
+    rows = experiment.chain_rule(small_network(), noise_images(3), np.array([1, 5, 9]))
+    assert [row["T"] for row in rows] == TEMPERATURES
+    assert max(row["off_scaled"] for row in rows) < 1e-12
+    assert max(row["off_plain"] for row in rows) < 1e-12
+    assert min(row["largest_entry"] for row in rows) > 1e-4
+
+
+def test_equation_1_holds_for_small_steps_between_kinks_and_fails_for_large_ones():
+    found, moves = experiment.equation_1(small_network(), noise_images(2), np.array([1, 5]), np.random.default_rng(6))
+    assert found["moves"] == 2 * 2 * 64
+    smallest, whole = found["steps"][0], found["steps"][-1]
+    assert smallest["share_close"] > 0.98 and smallest["off"] < 1e-3 and smallest["rank"] > 0.99
+    assert whole["share_close"] < 0.8 and whole["off"] > 0.02 and whole["switches"] > 100 * smallest["switches"]
+    for m in moves:
+        # ten times the step, a hundred times the curvature
+        _, shorter, longer, _, _ = m["linear"] - m["predicted"]
+        seen = m["predicted"][1] != 0  # a pixel that wins no pool has no gradient
+        assert seen.mean() > 0.9
+        assert np.median(longer[seen] / shorter[seen]) == pytest.approx(100, rel=0.05)
+
+
+def test_equation_1_fails_for_any_step_where_pools_tie():
+    """A flat image: raising a pixel switches pools at once, lowering it does not move their maximum at all."""
+    flat = np.full((1, 8, 8), 0.5)
+    noisy = flat + np.random.default_rng(7).uniform(0, 0.01, flat.shape)
+    share = {}
+    for name, image in (("flat", flat), ("noisy", noisy)):
+        moves = [experiment.one_pixel_moves(small_network(), image, 1, (1e-7,))]
+        share[name] = experiment._step_row(moves, 0)["share_close"]
+    assert share["flat"] < 0.6 and share["noisy"] > 0.98
+
+
+def test_pixels_at_the_maximum_have_no_room():
+    image = noise_images(1)[0]
+    image[0, :4] = 1.0
+    moves = experiment.one_pixel_moves(small_network(), image, 1)
+    assert np.count_nonzero(moves["gradient"][:32]) > 16
+    for name in ("step", "predicted", "linear", "actual"):
+        assert not moves[name][:, 0, :32].any()
+        assert moves[name][-1, 1, :32].any() and moves[name][-1, 0, 32:].any()
+    room = experiment._room_row([moves], 0.9, 1.0)
+    assert room["pixels"] >= 32 and room["gradient"] > room["actual"]
+
+
+def test_spearman_ranks_share_their_places():
+    np.testing.assert_array_equal(experiment._ranks(np.array([3.0, 1.0, 3.0, 7.0])), [1.5, 0.0, 1.5, 3.0])
+    assert experiment._spearman(np.array([1.0, 2.0, 3.0]), np.array([-5.0, -6.0, -100.0])) == pytest.approx(-1)
+
+
+def test_without_a_trained_network_the_equations_still_come_and_then_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "experiments.proof1", "--out", tmp_path, "--weights", tmp_path / "none.npz"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "none.npz" in done.stderr and done.stderr.count("\n") == 1
+    assert "(5) as printed" in done.stdout and (tmp_path / "proof1.png").stat().st_size > 10_000
