@@ -416,7 +416,7 @@ def show_pixels(results):
     _show_row("", ("by gradient", "by (1)"))
     for name, label in (("no_room", "no room"), ("among_best", "best")):
         _show_row(label, [f"{found['picks'][score][name]:.1f}" for score in ("gradient", "predicted")])
-    print("\n   By gradient is Algorithm 1. By (1) is by gradient * step: no move is wasted on a full pixel.")
+    print("\n   By gradient is Algorithm 1. By (1) is by gradient * step, which is 0 for a full pixel.")
 
 
 def _show_step(label, row):
@@ -460,7 +460,7 @@ def draw_slip(path):
 
 def draw_equation_1(moves, path):
     """Predicted against actual change, absolute values, one panel a step; what has the wrong sign stands out."""
-    panels = range(len(FRACTIONS))[-3:]
+    panels, highest = range(len(FRACTIONS))[-3:], 1
     figure, (axes,) = common.figure(1, len(panels), width=4.3, height=4.3)
     for ax, i in zip(axes, panels, strict=True):
         scale = [np.abs(m["gradient"]).max() * FRACTIONS[i] for m in moves]
@@ -473,7 +473,10 @@ def draw_equation_1(moves, path):
             x, y = np.abs(predicted[chosen]), np.abs(actual[chosen])
             ax.loglog(x, y, ".", ms=3, alpha=0.5, color=color, label=label)
         ax.axline((1e-3, 1e-3), (1, 1), color="0.3", lw=1, label="equation (1)")
-        ax.set(title=f"{100 * FRACTIONS[i]:g} % of the way", xlabel="|predicted|", xlim=(1e-6, 2), ylim=(1e-6, 1e3))
+        ax.set(title=f"{100 * FRACTIONS[i]:g} % of the way", xlabel="|predicted|", xlim=(1e-6, 2))
+        highest = max(highest, np.abs(actual).max())
+    for ax in axes:
+        ax.set_ylim(1e-6, 2 * highest)
     axes[0].set_ylabel("|actual change of the loss|")
     axes[0].legend(frameon=False, markerscale=3, loc="upper left")
     figure.suptitle("Equation (1): one pixel moved; both axes over (largest gradient of the image) × (part of the way)")
