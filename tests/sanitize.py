@@ -1,13 +1,12 @@
 """Run the tests of the CUDA sources under sanitizers: python -m tests.sanitize [address|thread] [pytest arguments].
 
 The kernels are built with AddressSanitizer + UndefinedBehaviorSanitizer, or with ThreadSanitizer, whose library has to
-be loaded before the interpreter: so the tests run in a process of their own. Without a name both run, one after another.
+be loaded before the interpreter: so the tests run in a process of their own. Without a name both run, one by one.
 """
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.cuda_on_cpu import emulator

@@ -277,6 +277,12 @@ def test_launch_limits(planted, grid, block, message):
         planted("last_block")(grid, block, (xp.zeros(1, np.int32),))
 
 
+def test_launch_bounds_are_kept(planted):
+    assert planted("reverse").max_threads_per_block == 256
+    with pytest.raises(ValueError, match="a block of 257 threads, at most 256 fit"):
+        planted("reverse")((1,), (257,), (xp.zeros(257, np.float32), xp.zeros(257, np.float32)))
+
+
 def test_an_extent_is_a_tuple_as_for_cupy(planted):
     with pytest.raises(TypeError, match="grid must be a tuple"):
         planted("last_block")(1, (1,), (xp.zeros(1, np.int32),))

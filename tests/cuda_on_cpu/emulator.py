@@ -118,6 +118,7 @@ class Kernel:
         self._parameters = _parameters(name, handle, index)
         self._invoke = ctypes.cast(handle[f"invoke_{index}"], ctypes.c_void_p)
         self._static_shared = static_shared
+        self.max_threads_per_block = handle[f"max_threads_{index}"]()
         self.shared_size_bytes = sum(variable.bytes for variable in static_shared)
         self._max_dynamic = DEFAULT_SHARED_BYTES - self.shared_size_bytes
         if self.shared_size_bytes > DEFAULT_SHARED_BYTES:
@@ -139,8 +140,10 @@ class Kernel:
         """Raises TypeError for arguments that do not fit the kernel, ValueError for a launch beyond the GPU's limits,
         RuntimeError where threads can never go on (a divergent barrier)."""
         grid, block = _extent("grid", grid, MAX_GRID), _extent("block", block, MAX_BLOCK)
-        if np.prod(block) > MAX_THREADS:
-            raise ValueError(f"{self.name}: a block of {np.prod(block)} threads, the limit is {MAX_THREADS}")
+        if np.prod(block) > self.max_threads_per_block:
+            raise ValueError(
+                f"{self.name}: a block of {np.prod(block)} threads, at most {self.max_threads_per_block} fit"
+            )
         if not 0 <= shared_mem <= self._max_dynamic:
             raise ValueError(
                 f"{self.name}: {shared_mem} bytes of dynamic shared memory, allowed are {self._max_dynamic}: "
@@ -273,10 +276,13 @@ def _for_cpu(path, names):
         r"\1 *const \2 = static_cast<\1 *>(cuda_on_cpu::cuda_on_cpu_dynamic_shared())",
         source,
     )
+    # Arguments of __launch_bounds__ by kernel; g++ evaluates them, so they may name constants of the file.
+    bounds = {name: text for text, name in re.findall(r"__launch_bounds__\(([^(),]+)[^()]*\)\s*(\w+)\s*\(", source)}
     entries = "".join(
         f"CUDA_ON_CPU_ENTRY void invoke_{i}(void **arguments) {{ cuda_on_cpu::invoke({name}, arguments); }}\n"
         f"CUDA_ON_CPU_ENTRY const char *signature_{i}() {{ return cuda_on_cpu::signature({name}); }}\n"
         f"CUDA_ON_CPU_ENTRY const void *address_{i}() {{ return cuda_on_cpu::address({name}); }}\n"
+        f"CUDA_ON_CPU_ENTRY int max_threads_{i}() {{ return {bounds.get(name.split('<')[0], MAX_THREADS)}; }}\n"
         for i, name in enumerate(names)
     )
     return f'#include "cuda_shim.h"\n#line 1 "{path}"\n{source}\n#line 1 "names asked for"\n{entries}'

@@ -8,8 +8,9 @@ __global__ void scale(const T *__restrict__ x, T *__restrict__ y, T factor, int 
 }
 
 // y = x reversed within the block, through static shared memory.
-extern "C" __global__ void __launch_bounds__(256) reverse(const float *x, float *y) {
-    __shared__ float row[256];
+constexpr int ROW = 256;
+extern "C" __global__ void __launch_bounds__(ROW, 1) reverse(const float *x, float *y) {
+    __shared__ float row[ROW];
     row[threadIdx.x] = x[threadIdx.x];
 #ifndef WITHOUT_BARRIER
     __syncthreads();
