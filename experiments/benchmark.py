@@ -1,0 +1,189 @@
+"""How long minicnn takes, and PyTorch beside it, measured in turn in one run with the same number of threads.
+
+    training step   forward, backward and update of the paper's network, dropout on, 128 images
+    forward         logits of 128 images
+    saliency        128 saliency maps
+    --attacks       images a second of Algorithms 1 to 4, on a trained network
+
+--against torch adds PyTorch eager in its default layout and channels_last, and the ratios minicnn / PyTorch: below 1,
+minicnn is faster. Each time is the median of --repeats.
+"""
+
+import functools
+import statistics
+import time
+
+import numpy as np
+
+from experiments import common
+from minicnn import attacks, backend, cpu, networks
+from minicnn.autograd import Tensor
+from minicnn.ops import cross_entropy
+from minicnn.optim import NesterovSGD
+from minicnn.saliency import saliency_maps
+
+BATCH = 128
+LEARNING_RATE = 0.1
+ATTACK_REPEATS = 3
+
+
+def measure(contestants, repeats, warm_up=2, wait=lambda: None):
+    """Call every function in turn, `repeats` times round after the rounds to warm up. Returns name -> list of seconds.
+
+    wait() returns when a device has finished. The short rest lets the threads of the one before stop spinning.
+    """
+    seconds = {name: [] for name in contestants}
+    for round_ in range(warm_up + repeats):
+        for name, function in contestants.items():
+            time.sleep(0.005)
+            wait()
+            start = time.perf_counter()
+            function()
+            wait()
+            if round_ >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def training_step(network, images, labels, seed=0):
+    """A function that makes one step of training.fit on its next batch of the images."""
+    kernels, like = backend.of(images).kernels, backend.of(images).xp
+    order, counter = like.arange(len(images), dtype=np.int32), like.zeros(1, np.uint32)
+    mean = like.full(BATCH, 1 / BATCH, images.dtype)
+    rate = like.full(1, LEARNING_RATE, images.dtype)
+    optimiser = NesterovSGD(network.parameters(), rate, l2={"dense3_W": 0.01})
+
+    def step():
+        batch = Tensor(kernels.gather(images, order, counter, BATCH))
+        target = kernels.gather(labels, order, counter, BATCH)
+        cross_entropy(network(batch, (seed, counter)), target).backward(mean)
+        optimiser.step()
+        kernels.advance(counter)
+
+    return step
+
+
+def our_functions(images, labels):
+    """Name of a measurement -> a function of no arguments."""
+    network = networks.paper_cnn()
+    batch, targets = images[:BATCH], labels[:BATCH]
+    return {
+        "train_step": training_step(networks.paper_cnn(), images, labels),
+        "forward": lambda: networks.predict(network, batch, chunk=BATCH),
+        "saliency": lambda: saliency_maps(network, batch, targets, chunk=BATCH),
+    }
+
+
+def torch_functions(torch, images, labels, memory_format):
+    """The same measurements in PyTorch."""
+    from experiments import torch_reference
+
+    images, labels = torch.from_numpy(images), torch.from_numpy(labels).long()
+    trained = torch_reference.paper_cnn(networks.paper_cnn(), memory_format=memory_format).train()
+    model = torch_reference.paper_cnn(networks.paper_cnn(), memory_format=memory_format).eval()
+    optimiser = torch_reference.optimiser(trained, LEARNING_RATE)
+    batch, targets = images[:BATCH].contiguous(memory_format=memory_format), labels[:BATCH]
+    order = torch.arange(len(images))
+
+    def step():
+        chosen = order[:BATCH]
+        torch_reference.training_step(
+            trained, optimiser, images[chosen].contiguous(memory_format=memory_format), labels[chosen]
+        )
+
+    def forward():
+        with torch.inference_mode():
+            model(batch)
+
+    return {
+        "train_step": step,
+        "forward": forward,
+        "saliency": lambda: torch_reference.saliency_maps(model, batch, targets),
+    }
+
+
+def compare(options, torch):
+    """Seconds and ratios of the training step, the forward pass and the maps."""
+    rng = np.random.default_rng(options.seed)
+    images = rng.random((8 * BATCH, 1, 28, 28), np.float32)
+    labels = rng.integers(0, 10, len(images), np.int32)
+    sides = {"minicnn": our_functions(images, labels)}
+    if torch:
+        for layout, memory_format in ("default", torch.contiguous_format), ("channels_last", torch.channels_last):
+            sides[layout] = torch_functions(torch, images, labels, memory_format)
+    ratios, seconds = {}, {}
+    for task in sides["minicnn"]:
+        times = measure({side: functions[task] for side, functions in sides.items()}, options.repeats)
+        seconds[task] = {side: {"median": statistics.median(t), "minimum": min(t)} for side, t in times.items()}
+        medians = {side: figures["median"] for side, figures in seconds[task].items()}
+        ratios[task] = {f"vs_{side}": medians["minicnn"] / m for side, m in medians.items() if side != "minicnn"}
+        print(f"{task:12}", *(f"{side} {1000 * m:.1f} ms" for side, m in medians.items()), sep="  ", end="")
+        print(*("", *(f"{name} {ratio:.2f}" for name, ratio in ratios[task].items())), sep="  ", flush=True)
+    return (ratios if torch else {}) | {"seconds": seconds}
+
+
+def compare_attacks(options, torch):
+    """Images a second of each algorithm, on the first --images test images that the network gets right."""
+    dataset = common.load_data(options)
+    network = common.load_network(common.find_weights(options), options)
+    right = networks.predict(network, dataset.test_images).argmax(axis=1) == dataset.test_labels
+    setting = attacks.Setting(limit=options.limit)
+    results = {}
+    for algorithm, count in zip("1234", options.images, strict=True):
+        images, labels = dataset.test_images[right][:count], dataset.test_labels[right][:count]
+        contestants = {"minicnn": functools.partial(attacks.attack, network, images, labels, algorithm, setting)}
+        if torch:
+            from experiments import torch_reference
+
+            model = torch_reference.paper_cnn(network)
+            given = torch.from_numpy(images), torch.from_numpy(labels).long()
+            contestants["torch"] = functools.partial(torch_reference.attack, model, *given, algorithm, options.limit)
+        seconds = measure(contestants, ATTACK_REPEATS, warm_up=0)
+        figures = {side: len(images) / statistics.median(t) for side, t in seconds.items()}
+        if torch:
+            figures["ratio"] = figures["torch"] / figures["minicnn"]
+        results[algorithm] = figures | {"images": len(images)}
+        print(f"Algorithm {algorithm}, {len(images)} images, images/s:", *(f"{k} {v:.3g}" for k, v in figures.items()))
+    return {"attacks": results}
+
+
+def main(options):
+    torch = None
+    if options.against == "torch":
+        try:
+            import torch
+        except ImportError:
+            raise common.UsageError("--against torch needs PyTorch: pip install 'minicnn[benchmark]'") from None
+        torch.set_num_threads(options.threads)
+    cpu.set_threads(options.threads)
+    print(f"{options.threads} threads on each side, medians of {options.repeats}")
+    results = compare(options, torch)
+    if options.attacks:
+        results |= compare_attacks(options, torch)
+    environment = common.environment(options)
+    if torch:
+        environment["versions"]["torch"] = torch.__version__
+    common.write_json(options.json, results | environment | {"threads": options.threads, "repeats": options.repeats})
+
+
+if __name__ == "__main__":
+    parser = common.arguments(__doc__)
+    parser.add_argument("--against", choices=("torch",), help="measure this beside minicnn")
+    parser.add_argument(
+        "--threads", type=common.positive(int), default=cpu.threads(), help="of each side; default: one a core"
+    )
+    parser.add_argument("--repeats", type=common.positive(int), default=20, help="default: 20")
+    parser.add_argument("--attacks", action="store_true", help="measure Algorithms 1 to 4 too, on a trained network")
+    parser.add_argument("--network", choices=list(common.NETWORKS), default="standard", help="attacked; train it first")
+    parser.add_argument("--weights", metavar="FILE.npz", help="attack these weights instead")
+    parser.add_argument(
+        "--images",
+        type=common.positive(int),
+        nargs=4,
+        default=(256, 32, 256, 8),
+        metavar=("N1", "N2", "N3", "N4"),
+        help="attacked by Algorithms 1 to 4; default: 256 32 256 8",
+    )
+    parser.add_argument("--limit", type=common.positive(int), default=100, help="moves an image; default: 100")
+    parser.add_argument("--ties", choices=("first", "all"), default="first", help="max-pool gradient; default: first")
+    common.run(main, parser)
