@@ -1,4 +1,4 @@
-"""What the experiments share: the command line, errors, progress, the three networks, resumable parts, JSON, pictures."""
+"""What the experiments share: command line, errors, progress, the three networks, resumable parts, JSON, pictures."""
 
 import argparse
 import csv
@@ -98,11 +98,14 @@ def attack_arguments(parser):
     parser.add_argument("--ties", choices=("first", "all"), default="all", help="max-pool gradient; all as the author")
 
 
-def run(main, parser):
-    """Parse the command line and run main(options). A user's mistake is one line and exit code 2; Ctrl-C is 130."""
+def run(main, parser, results=None):
+    """Parse the command line and run main(options). A user's mistake is one line and exit code 2; Ctrl-C is 130.
+
+    results: name of the JSON file in the folder, by default that of the experiment.
+    """
     options = parser.parse_args()
     options.out = options.out or Path("runs") / options.dataset
-    options.json = options.json or options.out / f"{parser.prog.removesuffix('.py').rpartition('.')[2]}.json"
+    options.json = options.json or options.out / (results or f"{experiment_name()}.json")
     use_one_blas_thread()
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -113,6 +116,11 @@ def run(main, parser):
     except KeyboardInterrupt:
         print("\nstopped; what is computed is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+def experiment_name():
+    """The module that is run: "train" for python -m experiments.train."""
+    return Path(sys.argv[0]).stem
 
 
 def use_one_blas_thread():
@@ -332,7 +340,7 @@ def environment(options):
     }
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python -m experiments." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": " ".join([f"python -m experiments.{experiment_name()}", *sys.argv[1:]]),
         "seed": options.seed,
         "dataset": options.dataset,
         "versions": versions,

@@ -102,7 +102,7 @@ class Sequential(Layer):
         self.layers = layers
 
     def parameters(self):
-        """"<layer>_W", "<layer>_b" -> Tensor, in the order of the layers: the names of the weight files."""
+        """ "<layer>_W", "<layer>_b" -> Tensor, in the order of the layers: the names of the weight files."""
         return {f"{name}_{key}": p for name, layer in self.layers.items() for key, p in layer.parameters().items()}
 
     def __call__(self, x, dropout=None):

@@ -79,7 +79,10 @@ class _Run:
         mean = xp.full(recipe.batch, 1 / recipe.batch, like.dtype)
         last_weights = list(parameters)[-2]
         self.optimiser = NesterovSGD(
-            parameters, self.device.asarray([recipe.learning_rate], like.dtype), recipe.momentum, {last_weights: recipe.l2}
+            parameters,
+            self.device.asarray([recipe.learning_rate], like.dtype),
+            recipe.momentum,
+            {last_weights: recipe.l2},
         )
 
         def step():

@@ -1,0 +1,233 @@
+"""The main job: train the paper's three networks, attack them with its algorithms, and set what comes out beside what
+the paper says.
+
+Networks: standard (T = 1), temperature (T = 20 on hard labels, also the teacher), distilled (T = 20 on its soft
+labels). Every attack is run with the author's arithmetic (plain float32, which underflows) and with ours (scaled). In
+the folder: results.json, report.md, report.html, the figures, and the trained networks. Everything resumes.
+
+The paper's protocol is --dataset mnist (50 epochs); the default is scikit-learn's digits, a few minutes.
+"""
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+
+from experiments import common, report
+from experiments.saliency_maps import draw_maps, draw_samples, show_image, show_map
+from minicnn import attacks, networks
+from minicnn.saliency import saliency_maps
+
+# Test images for the algorithms that try every pixel; Algorithms 1 and 3 take --images.
+EXPENSIVE = {"digits": {"2": 100, "author": 100, "4": 10}, "mnist": {"2": 1000, "author": 1000, "4": 50}}
+REFRESHED = ("standard", "temperature")
+FIGURE_IMAGES = 8
+
+
+def measure(name, network, dataset, options, store):
+    """The figures of one network: accuracy, and every attack in both arithmetics."""
+    logits = networks.predict(network, dataset.test_images)
+    correct = int((logits.argmax(axis=1) == dataset.test_labels).sum())
+    figures = {"correct": correct, "tested": len(logits), "attacks": {}}
+    counts = {"1": options.images, "3": options.images, **EXPENSIVE[options.dataset]}
+    for algorithm in attacks.ALGORITHMS:
+        if algorithm == "4" and name not in REFRESHED:
+            continue
+        count = min(counts[algorithm], len(dataset.test_labels))
+        images, labels = dataset.test_images[:count], dataset.test_labels[:count]
+        for arithmetic in ("plain", "scaled"):
+            setting = common.setting(options, arithmetic)
+            result = common.attack(network, images, labels, algorithm, setting, store, f"{name}: ")
+            figures["attacks"].setdefault(algorithm, {})[arithmetic] = attacks.summary(result)
+            if algorithm == "2":
+                figures["attacks"].setdefault("2 on 4's images", {})[arithmetic] = attacks.summary(
+                    first_images(result, counts["4"])
+                )
+    return figures
+
+
+def first_images(result, count):
+    """An AttackResult of the first `count` samples alone; the passes stay those of all."""
+    fields = vars(result).items()
+    return attacks.AttackResult(**{k: v[:count] if isinstance(v, np.ndarray) else v for k, v in fields})
+
+
+def gradient_figures(found, reference, plain):
+    """How much smaller the maps `found` are than `reference` image by image (log10), and what plain float32 shows."""
+    ratio = found.log10_size() - reference.log10_size()
+    low, median, high = np.percentile(ratio, (10, 50, 90))
+    return {
+        "log10_ratio_median": float(median),
+        "log10_ratio_low": float(low),
+        "log10_ratio_high": float(high),
+        "plain_zero_share": float((plain.zeros == plain.maps[0].size).mean()),
+    }
+
+
+def run_seed(dataset, options):
+    """Train, attack and measure with one seed: (figures by network, the networks)."""
+    trained, figures = {}, {}
+    store = common.Store(options.out / "parts")
+    for name in common.NETWORKS:
+        common.train(name, options, dataset)
+        trained[name] = common.load_network(options.out / f"{name}.npz", options)
+    images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
+    reference = saliency_maps(trained["standard"], images, labels)
+    for name, network in trained.items():
+        figures[name] = measure(name, network, dataset, options, store)
+        scaled, plain = (saliency_maps(network, images, labels, arithmetic=a) for a in ("scaled", "plain"))
+        figures[name]["gradient"] = gradient_figures(scaled, reference, plain)
+        rates = {a: figures[name]["attacks"]["1"][a]["success_rate"] for a in ("plain", "scaled")}
+        print(
+            f"{name}: {figures[name]['correct'] / figures[name]['tested']:.2%} correct; Algorithm 1 succeeds on "
+            f"{rates['plain']:.1%} (plain), {rates['scaled']:.1%} (scaled)",
+            flush=True,
+        )
+    return figures, trained
+
+
+def appendix_a(options):
+    """The printed map of Appendix A from the author's own network, or a sentence that says which file is missing."""
+    data = os.environ.get("MINICNN_DATA")
+    weights = Path(data, "author_networks", "standard.npz") if data else None
+    if options.dataset != "mnist":
+        return "needs --dataset mnist: it is a map of a test image of MNIST"
+    if not (weights and weights.exists()):
+        return "needs the author's network: author_networks/standard.npz in the folder that MINICNN_DATA names"
+    network = common.load_network(weights, options)
+    chosen = slice(report.APPENDIX_A["index"], report.APPENDIX_A["index"] + 1)
+    dataset = common.load_data(options)
+    images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
+    found = {}
+    for arithmetic in ("plain", "scaled"):
+        result = attacks.attack(network, images, labels, "1", common.setting(options, arithmetic))
+        maps = saliency_maps(network, images, labels, arithmetic=arithmetic)
+        found[arithmetic] = {
+            "mean": float(maps.maps.mean(dtype=np.float64)),
+            "max": float(maps.maps.max()),
+            "log10_max": float(np.log10(maps.maps.max()) + maps.log10_scale[0]),
+            "moves": int(result.moves[0]),
+            "succeeded": bool(result.succeeded[0]),
+        }
+    return found
+
+
+def draw_finding(path, image, label, network, options):
+    """The finding in one picture: one sample, its map and Algorithm 1, in plain and in scaled arithmetic."""
+    images, labels = image[None], np.array([label])
+    fig, axes = common.figure(2, 3, width=2.4, height=2.5)
+    for line, arithmetic in zip(axes, ("plain", "scaled"), strict=True):
+        found = saliency_maps(network, images, labels, arithmetic=arithmetic)
+        result = attacks.attack(network, images, labels, "1", common.setting(options, arithmetic))
+        decision = networks.predict(network, result.adversarial).argmax()
+        zero = found.zeros[0] == found.maps[0].size
+        show_image(line[0], image[0], f"T = 20 network sees {label}")
+        size = "exactly 0 everywhere" if zero else f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
+        show_map(line[1], found.maps[0], f"saliency map, {arithmetic} float32:\n{size}")
+        outcome = f"sees {decision}" if result.succeeded[0] else f"still sees {decision}"
+        show_image(line[2], result.adversarial[0, 0], f"Algorithm 1, {result.moves[0]} moves:\n{outcome}")
+    common.save_figure(path, fig)
+
+
+def draw_rates(path, runs):
+    """Success of Algorithms 1 and 3 on the three networks, plain beside scaled, with 95 % intervals."""
+    fig, axes = common.figure(1, 2, width=4.2)
+    for panel, algorithm in zip(axes[0], "13", strict=True):
+        for offset, arithmetic in ((-0.2, "plain"), (0.2, "scaled")):
+            rates = [report.rate(runs, name, algorithm, arithmetic) for name in common.NETWORKS]
+            shares = [100 * r.share for r in rates]
+            errors = [
+                [100 * (r.share - r.interval[0]) for r in rates],
+                [100 * (r.interval[1] - r.share) for r in rates],
+            ]
+            panel.bar(np.arange(3) + offset, shares, 0.4, yerr=errors, capsize=3, label=f"{arithmetic} float32")
+        panel.set_xticks(range(3), ["standard\nT = 1", "temperature\nT = 20", "distilled\nT = 20"])
+        panel.set(title=f"Algorithm {algorithm}", ylim=(0, 105))
+        panel.grid(axis="y", alpha=0.3)
+    axes[0, 0].set_ylabel("adversarial samples found (%)")
+    axes[0, 1].legend(loc="lower right", fontsize=8)
+    common.save_figure(path, fig)
+
+
+def draw_figures(dataset, trained, runs, options):
+    """All figures of the report; returns (caption, path) pairs."""
+    images, labels = dataset.test_images[:FIGURE_IMAGES], dataset.test_labels[:FIGURE_IMAGES]
+    network, out = trained["temperature"], options.out
+    plain = saliency_maps(
+        network, dataset.test_images[: options.images], dataset.test_labels[: options.images], arithmetic="plain"
+    )
+    decided = networks.predict(network, dataset.test_images[: options.images]).argmax(axis=1)
+    sound = decided == dataset.test_labels[: options.images]
+    silent = np.flatnonzero(sound & (plain.zeros == plain.maps[0].size))
+    shown = silent[0] if len(silent) else np.flatnonzero(sound)[0]
+    draw_finding(out / "finding.png", dataset.test_images[shown], dataset.test_labels[shown], network, options)
+    draw_rates(out / "success.png", runs)
+    pictures = [
+        ("The finding: the same network, image and attack, plain and scaled float32.", "finding.png"),
+        ("Success of Algorithms 1 and 3; bars are Wilson 95 % intervals.", "success.png"),
+    ]
+    for arithmetic in ("plain", "scaled"):
+        for name, title in (("standard", "Figures 1 and 2"), ("temperature", "The same on the T = 20 network")):
+            suffix = arithmetic if name == "standard" else f"{name}_{arithmetic}"
+            path = out / f"figures_1_and_2_{suffix}.png"
+            result = attacks.attack(trained[name], images, labels, "1", common.setting(options, arithmetic))
+            decisions = networks.predict(trained[name], result.adversarial).argmax(axis=1)
+            draw_samples(path, images, labels, result, decisions, f"{title}: Algorithm 1, {arithmetic} arithmetic")
+            pictures.append((f"{title}, {arithmetic} arithmetic.", path.name))
+    for name in common.NETWORKS:
+        found = [(a, saliency_maps(trained[name], images, labels, arithmetic=a)) for a in ("plain", "scaled")]
+        draw_maps(out / f"saliency_{name}.png", images, found)
+        pictures.append((f"Saliency maps of the {name} network.", f"saliency_{name}.png"))
+        pictures.append((f"Training of the {name} network.", f"{name}.png"))
+    return [(caption, out / name) for caption, name in pictures]
+
+
+def main(options):
+    dataset = common.load_data(options)
+    options.images = min(options.images or common.PROTOCOL[options.dataset]["images"], len(dataset.test_labels))
+    runs, trained = [], None
+    for seed in range(options.seed, options.seed + options.seeds):
+        one = copy.copy(options)
+        one.seed, one.out = seed, options.out if seed == options.seed else options.out / f"seed{seed}"
+        print(f"seed {seed}: training and attacking {', '.join(common.NETWORKS)} on {dataset.name}", flush=True)
+        figures, found = run_seed(dataset, one)
+        trained = trained or found
+        runs.append({"seed": seed, "networks": figures})
+    results = common.environment(options) | {"runs": runs, "appendix_a": appendix_a(options)}
+    results["recipes"] = {name: vars(common.recipe(name, options)) for name in common.NETWORKS}
+    results["setting"] = vars(common.setting(options, "plain")) | {"ties": options.ties}
+    table = report.rows(results)
+    results["table"] = [row._asdict() for row in table]
+    common.write_json(options.json, results)
+    figures = draw_figures(dataset, trained, runs, options)
+    write_reports(options, dataset, results, table, figures)
+    print("\n" + report.terminal(table))
+    print(f"\nwritten: {options.json}, {options.out}/report.md, {options.out}/report.html and {len(figures)} figures")
+
+
+def write_reports(options, dataset, results, table, figures):
+    """report.md and report.html beside the figures."""
+    title = f"Temperature and robustness on {dataset.name}: the paper beside the truth"
+    epochs = results["recipes"]["standard"]["epochs"]
+    introduction = (
+        f"Song (2017), reproduced with minicnn: {epochs} epochs, {options.seeds} seed(s), the first {options.images} test "
+        "images for Algorithms 1 and 3. Plain is the author's float32 arithmetic, scaled the same in float32 without "
+        "underflow. Rates are shares of the images that were classified correctly, with Wilson 95 % intervals."
+    )
+    machine = results["machine"]
+    footer = f"{results['command']}, {results['date']}, {machine['processor']}, {machine['cores']} cores, {machine['device']}"
+    pictures = "\n".join(f"![{caption}]({path.name})\n\n{caption}\n" for caption, path in figures)
+    text = f"# {title}\n\n{introduction}\n\n{report.markdown(table)}\n{pictures}\n{footer}\n"
+    common.write_atomically(options.out / "report.md", text.encode())
+    embedded = [(caption, path.read_bytes()) for caption, path in figures]
+    html = report.page(title, introduction, table, embedded, footer)
+    common.write_atomically(options.out / "report.html", html.encode())
+
+
+if __name__ == "__main__":
+    parser = common.arguments(__doc__)
+    parser.add_argument("--seeds", type=common.positive(int), default=1, help="repeat with N seeds: mean and spread")
+    common.training_arguments(parser)
+    common.attack_arguments(parser)
+    common.run(main, parser, results="results.json")
