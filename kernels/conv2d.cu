@@ -189,13 +189,13 @@ __global__ void __launch_bounds__(GRAD_THREADS, 1)
     const int first_channel = blockIdx.x / filter_blocks * block_channels;
     const int bands_across = (Q + band_columns - 1) / band_columns, bands = (P + band_rows - 1) / band_rows * bands_across;
     const long long units = (long long)N * bands;
-    const long long first_unit = units * blockIdx.y / gridDim.y, last_unit = units * (blockIdx.y + 1) / gridDim.y;
+    const int first_unit = units * blockIdx.y / gridDim.y, last_unit = units * (blockIdx.y + 1) / gridDim.y;
 
-    auto stage = [&](long long unit, int buffer) {
-        const int band = unit % bands;
+    auto stage = [&](int unit, int buffer) {
+        const int image = unit / bands, band = unit % bands;
         const int first_row = band / bands_across * band_rows, first_column = band % bands_across * band_columns;
-        const T *const g_image = g + (unit / bands * O + first_filter) * P * Q;
-        const T *const x_image = x + (unit / bands * C + first_channel) * H * W;
+        const T *const g_image = g + ((long long)image * O + first_filter) * P * Q;
+        const T *const x_image = x + ((long long)image * C + first_channel) * H * W;
         const int lane = thread % COPY_LANES, line = thread / COPY_LANES, lines = GRAD_THREADS / COPY_LANES;
         for (int i = lane; i < band_rows * band_columns; i += COPY_LANES) {
             const int row = first_row + i / band_columns, column = first_column + i % band_columns;
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(GRAD_THREADS, 1)
     T sums[GRAD_FILTERS][TAPS] = {};
     stage(first_unit, 0);
     int buffer = 0;
-    for (long long unit = first_unit; unit < last_unit; ++unit, buffer ^= 1) {
+    for (int unit = first_unit; unit < last_unit; ++unit, buffer ^= 1) {
         copies_landed();
         __syncthreads();
         if (unit + 1 < last_unit) stage(unit + 1, buffer ^ 1);

@@ -62,7 +62,6 @@ _SHARED_BYTES = 48 * 1024  # what every GPU since sm_50 gives a block
 _PLAIN, _BIAS, _BIAS_RELU = 0, 1, 2  # the kernels' Epilogue
 _WEIGHT_GRAD_BLOCKS = 256  # about two for each multiprocessor of a large GPU
 _PRODUCT_BLOCKS = 128
-_MAX_PARTS = 64
 
 
 def name_expressions(file):
@@ -279,8 +278,9 @@ class Cuda:
         """A number as an array of one on the device; an array as it is."""
         return value if isinstance(value, self.xp.ndarray) else self.xp.full(1, value, dtype)
 
-    def _per_element(self, kernel, like, *arguments):
-        self._launch(kernel, self._type(like), (_ceil_div(like.size, 256),), (256,), *arguments)
+    def _per_element(self, kernel, like, *arguments, each=1):
+        """A kernel with a thread for every `each` elements of `like`."""
+        self._launch(kernel, self._type(like), (_ceil_div(like.size, 256 * each),), (256,), *arguments)
 
     def _per_row(self, kernel, types, rows, *arguments):
         self._launch(kernel, types, (_ceil_div(rows, 128),), (128,), *arguments)
@@ -359,7 +359,8 @@ class Cuda:
     def _product(self, a, b, m, n, k, layout, bias=None, epilogue=_PLAIN):
         """A (m, k) times B (k, n); layout tells which of them lies transposed (dense.cu)."""
         tiles = _ceil_div(m, 64) * _ceil_div(n, 64)
-        parts = min(_MAX_PARTS, _ceil_div(k, 64), max(1, _PRODUCT_BLOCKS // max(1, tiles)))
+        # Adding up parts is one more launch, which pays only where a block would have many terms to go through.
+        parts = max(1, min(_ceil_div(k, 128), _PRODUCT_BLOCKS // max(1, tiles))) if k > 256 else 1
         depth = 16 * _ceil_div(_ceil_div(k, parts), 16)
         parts = self.xp.empty((_ceil_div(k, depth), m, n), a.dtype)
         unsplit = len(parts) == 1
@@ -386,13 +387,13 @@ class Cuda:
     def relu(self, x):
         x = self._inputs(x)
         y = self.xp.empty(x.shape, x.dtype)
-        self._per_element("relu", x, x, y, x.size)
+        self._per_element("relu", x, x, y, x.size, each=4)
         return y
 
     def relu_grad(self, g, y):
         g, y = self._inputs(g, y)
         gx = self.xp.empty(g.shape, g.dtype)
-        self._per_element("relu_grad", g, g, y, gx, g.size)
+        self._per_element("relu_grad", g, g, y, gx, g.size, each=4)
         return gx
 
     def max_pool2d(self, x, size):
@@ -473,7 +474,7 @@ class Cuda:
         y, step = self.xp.empty(x.shape, x.dtype), self._scalar(step, np.uint32)
         key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
         arguments = (x, y, x.size, step, layer, *key, round((1 - rate) * 2**32), 1 / (1 - rate))
-        self._launch("dropout", self._type(x), (_ceil_div(x.size, 1024),), (256,), *arguments)
+        self._per_element("dropout", x, *arguments, each=4)
         return y
 
     def nesterov_step(self, w, velocity, g, lr, momentum, l2):
