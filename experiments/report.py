@@ -137,11 +137,9 @@ def _accuracy_verdict(standard, temperature, distilled):
 
 
 def _gradient_verdict(median_ratio, zero_share):
-    told = (
-        f"The median map of the T = 20 network is smaller by 10^{-median_ratio:.0f}, not 10^{PAPER['gradient_log10']}"
-    )
-    if abs(-median_ratio - PAPER["gradient_log10"]) < 1:
-        told = f"The median map of the T = 20 network is smaller by about the paper's 10^{PAPER['gradient_log10']}"
+    claimed, told = PAPER["gradient_log10"], "The median map of the T = 20 network is smaller by"
+    as_claimed = abs(-median_ratio - claimed) < 1
+    told += f" about the paper's 10^{claimed}" if as_claimed else f" 10^{-median_ratio:.0f}, not 10^{claimed}"
     if zero_share > 0.5:
         return f"{told}; float32 cannot hold it, and shows exactly 0 for most images."
     return f"{told}; float32 shows exactly 0 for {zero_share:.0%} of the images."
@@ -162,7 +160,7 @@ def _times(a, b):
 
 
 def rows(results):
-    """The Rows of a results dict: {"runs": [one per seed: {"networks": {name: figures}}], "appendix_a": dict or reason}."""
+    """The Rows of results: {"runs": [{"networks": {name: figures}} for each seed], "appendix_a": dict or reason}."""
     runs = results["runs"]
     standard, temperature, distilled = (_pair(runs, n, "1") for n in ("standard", "temperature", "distilled"))
     correct = [accuracy(runs, n) for n in ("standard", "temperature", "distilled")]

@@ -113,16 +113,23 @@ def appendix_a(options):
     return found
 
 
-def draw_finding(path, image, label, network, options):
-    """The finding in one picture: one sample, its map and Algorithm 1, in plain and in scaled arithmetic."""
-    images, labels = image[None], np.array([label])
+def draw_finding(path, dataset, network, options):
+    """The finding in one picture: one sample, its map and Algorithm 1, in plain and in scaled arithmetic.
+
+    The sample is the first that the network sees correctly and whose plain map is zero, or the first seen correctly.
+    """
+    images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
+    plain = saliency_maps(network, images, labels, arithmetic="plain")
+    correct = plain.logits.argmax(axis=1) == labels
+    shown = int(np.argmax(2 * correct + (plain.zeros == plain.maps[0].size)))
+    images, labels = images[shown : shown + 1], labels[shown : shown + 1]
     fig, axes = common.figure(2, 3, width=2.4, height=2.5)
     for line, arithmetic in zip(axes, ("plain", "scaled"), strict=True):
         found = saliency_maps(network, images, labels, arithmetic=arithmetic)
         result = attacks.attack(network, images, labels, "1", common.setting(options, arithmetic))
         decision = networks.predict(network, result.adversarial).argmax()
         zero = found.zeros[0] == found.maps[0].size
-        show_image(line[0], image[0], f"T = 20 network sees {label}")
+        show_image(line[0], images[0, 0], f"T = 20 network sees {plain.logits[shown].argmax()}")
         size = "exactly 0 everywhere" if zero else f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
         show_map(line[1], found.maps[0], f"saliency map, {arithmetic} float32:\n{size}")
         outcome = f"sees {decision}" if result.succeeded[0] else f"still sees {decision}"
@@ -154,14 +161,7 @@ def draw_figures(dataset, trained, runs, options):
     """All figures of the report; returns (caption, path) pairs."""
     images, labels = dataset.test_images[:FIGURE_IMAGES], dataset.test_labels[:FIGURE_IMAGES]
     network, out = trained["temperature"], options.out
-    plain = saliency_maps(
-        network, dataset.test_images[: options.images], dataset.test_labels[: options.images], arithmetic="plain"
-    )
-    decided = networks.predict(network, dataset.test_images[: options.images]).argmax(axis=1)
-    sound = decided == dataset.test_labels[: options.images]
-    silent = np.flatnonzero(sound & (plain.zeros == plain.maps[0].size))
-    shown = silent[0] if len(silent) else np.flatnonzero(sound)[0]
-    draw_finding(out / "finding.png", dataset.test_images[shown], dataset.test_labels[shown], network, options)
+    draw_finding(out / "finding.png", dataset, network, options)
     draw_rates(out / "success.png", runs)
     pictures = [
         ("The finding: the same network, image and attack, plain and scaled float32.", "finding.png"),
@@ -211,12 +211,13 @@ def write_reports(options, dataset, results, table, figures):
     title = f"Temperature and robustness on {dataset.name}: the paper beside the truth"
     epochs = results["recipes"]["standard"]["epochs"]
     introduction = (
-        f"Song (2017), reproduced with minicnn: {epochs} epochs, {options.seeds} seed(s), the first {options.images} test "
-        "images for Algorithms 1 and 3. Plain is the author's float32 arithmetic, scaled the same in float32 without "
+        f"Song (2017), reproduced with minicnn: {epochs} epochs, {options.seeds} seed(s), the first {options.images} "
+        "test images for Algorithms 1 and 3. Plain is the author's float32 arithmetic, scaled the same in float32 without "
         "underflow. Rates are shares of the images that were classified correctly, with Wilson 95 % intervals."
     )
     machine = results["machine"]
-    footer = f"{results['command']}, {results['date']}, {machine['processor']}, {machine['cores']} cores, {machine['device']}"
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['device']}"
+    footer = f"{results['command']}, {results['date']}, {where}"
     pictures = "\n".join(f"![{caption}]({path.name})\n\n{caption}\n" for caption, path in figures)
     text = f"# {title}\n\n{introduction}\n\n{report.markdown(table)}\n{pictures}\n{footer}\n"
     common.write_atomically(options.out / "report.md", text.encode())

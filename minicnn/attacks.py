@@ -268,7 +268,7 @@ def wilson_interval(successes, trials, z=1.959963984540054):
 
 
 def summary(result):
-    """The figures of an attack as a dict of numbers: rates are shares of the attacked samples, intervals Wilson 95 %."""
+    """The figures of an attack as a dict: rates are shares of the attacked samples, intervals are Wilson 95 %."""
     tried, successes = int(result.attacked.sum()), int(result.succeeded.sum())
     moves = result.moves[result.succeeded]
     return {

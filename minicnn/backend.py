@@ -36,7 +36,7 @@ def register(backend):
 
 
 def get(name):
-    """The backend "cpu" or "cuda". Raises DeviceError for another name, or where CuPy, a GPU or its driver is missing."""
+    """The backend "cpu" or "cuda". Raises DeviceError for another name, or where CuPy, a GPU or a driver is missing."""
     if name == "cuda" and name not in _backends:
         from minicnn.cuda import cupy_pillar
 

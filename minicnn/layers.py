@@ -1,4 +1,4 @@
-"""Layers own parameters and call operations: Conv2D, MaxPool2D, Dropout, Flatten, Dense, TemperatureSoftmax, Sequential.
+"""Layers own parameters and call operations: convolution, pooling, dropout, dense, softmax with temperature.
 
 A layer is called with a Tensor and `dropout`: None, or (seed, step) in training. parameters() names its Tensors W, b.
 """

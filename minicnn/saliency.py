@@ -1,4 +1,4 @@
-"""Saliency maps: the gradient of the cross-entropy by the pixels (Algorithm 1, step 2), plain and scaled, in batches."""
+"""Saliency maps: the gradient of the cross-entropy by the pixels (Algorithm 1, step 2), plain and scaled."""
 
 from typing import NamedTuple
 

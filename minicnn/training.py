@@ -77,13 +77,9 @@ class _Run:
         self.order = self.device.asarray(np.arange(len(images)), dtype=np.int32)
         self.counter, self.total_loss = xp.zeros(1, np.uint32), xp.zeros(1, np.float64)
         mean = xp.full(recipe.batch, 1 / recipe.batch, like.dtype)
+        learning_rate = self.device.asarray([recipe.learning_rate], dtype=like.dtype)
         last_weights = list(parameters)[-2]
-        self.optimiser = NesterovSGD(
-            parameters,
-            self.device.asarray([recipe.learning_rate], like.dtype),
-            recipe.momentum,
-            {last_weights: recipe.l2},
-        )
+        self.optimiser = NesterovSGD(parameters, learning_rate, recipe.momentum, l2={last_weights: recipe.l2})
 
         def step():
             batch = Tensor(kernels.gather(self.images, self.order, self.counter, recipe.batch))
