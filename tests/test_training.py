@@ -1,0 +1,393 @@
+"""Training: that it learns, that the recipe is what it does, and that a killed run goes on to the same bits.
+
+`python -m tests.test_training CHECKPOINT [MOMENT]` is the run that test_a_killed_run_resumes_to_the_same_bits kills.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicnn import data
+from minicnn.autograd import Tensor
+from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
+from minicnn.networks import WeightsError, load_npz, predict, save_weights
+from minicnn.ops import cross_entropy
+from minicnn.training import Recipe, TrainingError, distilled_labels, evaluate, fit
+
+RECIPE = Recipe(temperature=2, batch=8, epochs=3, seed=3)
+
+
+def small(seed=0, rate=0.5, dtype=np.float32):
+    """One of each layer, on 8x8 images of 4 classes; the penalty is on dense2_W."""
+    rng = np.random.default_rng(seed)
+    shared = {"rng": rng, "dtype": dtype}
+    return Sequential(
+        conv1=Conv2D(1, 4, 3, **shared),
+        pool1=MaxPool2D(2),
+        flatten=Flatten(),
+        dense1=Dense(36, 8, relu=True, **shared),
+        dropout1=Dropout(rate),
+        dense2=Dense(8, 4, **shared),
+    )
+
+
+def samples(n, dtype=np.float32):
+    """Noise, brighter in one of four quarters; the label says in which."""
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 4, n).astype(np.int32)
+    images = rng.random((n, 1, 8, 8))
+    for image, label in zip(images, labels, strict=True):
+        image[0, label // 2 * 4 : label // 2 * 4 + 4, label % 2 * 4 : label % 2 * 4 + 4] += 0.3
+    return images.astype(dtype), labels
+
+
+def weights(network):
+    return {
+        name: p.data if isinstance(p.data, np.ndarray) else p.data.get() for name, p in network.parameters().items()
+    }
+
+
+def bits(network):
+    return {name: w.tobytes() for name, w in weights(network).items()}
+
+
+def without_seconds(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def test_learns_digits():
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install minicnn[experiments]")
+    digits = data.load("digits")
+    images, labels = digits.train_images[:400], digits.train_labels[:400]
+    test = digits.test_images[:200], digits.test_labels[:200]
+    rng = np.random.default_rng(0)
+    network = Sequential(
+        conv1=Conv2D(1, 8, 3, rng=rng),
+        pool1=MaxPool2D(2),
+        flatten=Flatten(),
+        dropout1=Dropout(0.25),
+        dense1=Dense(8 * 13 * 13, 10, rng=rng),
+    )
+    before = evaluate(network, *test)
+    history = fit(network, images, labels, Recipe(batch=20, epochs=5, learning_rate=0.05), {"test": test})
+    assert before[0] < 0.3 and before[1] > 2
+    assert history[-1]["train_loss"] < 0.3 * history[0]["train_loss"]
+    assert history[-1]["test_accuracy"] > 0.85
+    assert (history[-1]["test_accuracy"], history[-1]["test_loss"]) == evaluate(network, *test)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5] and all(row["seconds"] > 0 for row in history)
+
+
+def test_a_step_is_what_the_recipe_says(device):
+    """One batch, one step: the mean loss at T, its gradient, Nesterov momentum, the penalty on the last weights."""
+    recipe = Recipe(temperature=3, learning_rate=0.2, momentum=0.6, l2=0.05, batch=12, epochs=1)
+    images, labels = samples(12, np.float64)
+    witness = small(rate=0, dtype=np.float64)
+    loss = cross_entropy(witness(Tensor(images)), labels, T=3).mean()
+    loss.backward()
+    network = small(rate=0, dtype=np.float64).to(device.name)
+    (row,) = fit(network, images, labels, recipe)
+    assert row["train_loss"] == pytest.approx(float(loss), rel=1e-12)
+    for name, p in witness.parameters().items():
+        gradient = p.grad + (2 * 0.05 * p.data if name == "dense2_W" else 0)
+        np.testing.assert_allclose(weights(network)[name], p.data - 0.2 * 1.6 * gradient, rtol=1e-11, atol=1e-15)
+
+
+def test_steps_batches_and_callbacks():
+    """21 samples in batches of 8: two steps an epoch, the other five wait for another order."""
+    images, labels = samples(21)
+    steps, rows = [], []
+    fit(small(), images, labels, RECIPE, on_step=lambda *done: steps.append(done), on_epoch=rows.append)
+    assert steps == [(1, 2), (2, 2)] * 3
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_every_epoch_has_an_order_and_masks_of_its_own():
+    """Where nothing is learned, the loss of two epochs differs by their orders and masks alone."""
+    images, labels = samples(21)
+    still = dataclasses.replace(RECIPE, learning_rate=1e-30, l2=0)
+    dropped = [row["train_loss"] for row in fit(small(), images, labels, still)]
+    assert len(set(dropped)) == 3
+    orders = [row["train_loss"] for row in fit(small(rate=0), images, labels, still)]
+    assert len(set(orders)) == 3
+    whole = [row["train_loss"] for row in fit(small(rate=0), images[:8], labels[:8], still)]
+    assert whole == pytest.approx([whole[0]] * 3, rel=1e-6)
+
+
+def test_the_seed_fixes_every_bit(device):
+    images, labels = samples(20)
+
+    def run(**change):
+        network = small().to(device.name)
+        history = fit(network, images, labels, dataclasses.replace(RECIPE, **change))
+        return bits(network), without_seconds(history)
+
+    first = run()
+    assert run() == first
+    for change in ({"seed": 4}, {"learning_rate": 0.11}, {"momentum": 0.4}, {"temperature": 3}, {"l2": 0.02}):
+        assert run(**change)[0] != first[0]
+
+
+def test_a_captured_step_gives_the_same_bits(device):
+    images, labels = samples(20)
+    results = []
+    for graph in (True, False):
+        network = small().to(device.name)
+        history = fit(network, images, labels, RECIPE, {"held": (images, labels)}, graph=graph)
+        results.append((bits(network), without_seconds(history)))
+    assert results[0] == results[1]
+
+
+def test_devices_agree(device):
+    """The same masks and order everywhere, so float64 training agrees to rounding."""
+    images, labels = samples(20, np.float64)
+    here, there = small(dtype=np.float64), small(dtype=np.float64).to(device.name)
+    fit(here, images, labels, RECIPE)
+    fit(there, images, labels, RECIPE)
+    for name, w in weights(here).items():
+        assert np.abs(w - weights(there)[name]).max() < 1e-11
+
+
+def test_soft_labels():
+    """One-hot rows are the classes themselves; a teacher's labels are learned from."""
+    images, labels = samples(64)
+    hard, soft = small(), small()
+    fit(hard, images, labels, RECIPE)
+    fit(soft, images, np.eye(4)[labels], RECIPE)
+    for name, w in weights(hard).items():
+        np.testing.assert_allclose(w, weights(soft)[name], rtol=1e-5, atol=1e-6)
+    recipe = dataclasses.replace(RECIPE, epochs=20, temperature=1)
+    teacher, student = small(rate=0), small(seed=1, rate=0)
+    fit(teacher, images, labels, recipe)
+    history = fit(student, images, distilled_labels(teacher, images, T=1), recipe)
+    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    assert evaluate(student, images, labels)[0] > 0.8
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_distilled_labels(device, T):
+    network, (images, _) = small(), samples(10)
+    e = np.exp(predict(network, images).astype(np.float64) / T)
+    network.to(device.name)
+    plain = distilled_labels(network, images, T)
+    assert plain.shape == (10, 4) and plain.dtype == np.float32
+    np.testing.assert_allclose(plain, e / e.sum(axis=1, keepdims=True), rtol=1e-5)
+    dropped = distilled_labels(network, images, T, dropout=1)
+    for soft in (plain, dropped):
+        np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-6)
+    assert np.array_equal(dropped, distilled_labels(network, images, T, dropout=1))
+    assert not np.array_equal(dropped, distilled_labels(network, images, T, dropout=2))
+    assert not np.array_equal(dropped, plain)
+
+
+def test_evaluate():
+    network, (images, labels) = small(), samples(30)
+    z = predict(network, images).astype(np.float64)
+    for T in (1, 20):
+        losses = np.logaddexp.reduce(z / T, axis=1) - z[np.arange(30), labels] / T
+        accuracy, loss = evaluate(network, images, labels, T=T)
+        assert accuracy == (z.argmax(axis=1) == labels).mean() and 0 < accuracy < 1
+        assert loss == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_divergence(device, tmp_path):
+    images, labels = samples(16)
+    checkpoint = tmp_path / "checkpoint.npz"
+    with pytest.raises(
+        TrainingError, match=r"^training diverged in epoch \d, step \d: mean loss \S+; .*rate below 1e\+06"
+    ):
+        fit(
+            small().to(device.name),
+            images,
+            labels,
+            dataclasses.replace(RECIPE, learning_rate=1e6),
+            checkpoint=checkpoint,
+        )
+    if checkpoint.exists():
+        assert all(np.isfinite(a).all() for a in load_npz(checkpoint).values() if a.dtype.kind == "f")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"temperature": 0}, ValueError, "the temperature T must be positive, got 0"),
+        ({"temperature": float("nan")}, ValueError, "the temperature T must be positive, got nan"),
+        ({"learning_rate": 0}, TrainingError, "learning_rate must be positive, got 0"),
+        ({"learning_rate": float("nan")}, TrainingError, "learning_rate must be positive, got nan"),
+        ({"batch": 0}, TrainingError, "batch must be positive, got 0"),
+        ({"epochs": -1}, TrainingError, "epochs must be positive, got -1"),
+    ],
+)
+def test_recipes_that_are_refused(change, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        Recipe(**change)
+
+
+def test_data_that_are_refused():
+    images, labels = samples(16)
+    with pytest.raises(TrainingError, match="^16 images and 15 targets: each image needs one$"):
+        fit(small(), images, labels[:15], RECIPE)
+    with pytest.raises(TrainingError, match="^7 samples are less than one batch of 8$"):
+        fit(small(), images[:7], labels[:7], RECIPE)
+
+
+def test_resuming_gives_the_bits_of_an_uninterrupted_run(device, tmp_path):
+    """Two epochs, then two more from their checkpoint by a network that starts anew."""
+    images, labels = samples(20)
+    held = {"held": (images, labels)}
+    short, long = dataclasses.replace(RECIPE, epochs=2), dataclasses.replace(RECIPE, epochs=4)
+    whole = small().to(device.name)
+    expected = fit(whole, images, labels, long, held)
+
+    checkpoint = tmp_path / "checkpoint.npz"
+    first = fit(small().to(device.name), images, labels, short, held, checkpoint=checkpoint)
+    resumed, steps = small().to(device.name), []
+    history = fit(resumed, images, labels, long, held, checkpoint=checkpoint, on_step=lambda *s: steps.append(s))
+    assert len(steps) == 4
+    assert history[:2] == first and without_seconds(history) == without_seconds(expected)
+    assert bits(resumed) == bits(whole)
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    images, labels = samples(20)
+    checkpoint = tmp_path / "checkpoint.npz"
+    network, again = small(), small()
+    history = fit(network, images, labels, RECIPE, checkpoint=checkpoint)
+    before = checkpoint.read_bytes()
+
+    def unexpected(*_):
+        raise AssertionError("a finished run goes on")
+
+    assert fit(again, images, labels, RECIPE, checkpoint=checkpoint, on_step=unexpected, on_epoch=unexpected) == history
+    assert bits(again) == bits(network) != bits(small())
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"learning_rate": 0.2}, "learning_rate: 0.1 there, 0.2 now"),
+        ({"temperature": 1}, "temperature: 2 there, 1 now"),
+        ({"seed": 4, "batch": 4}, "batch: 8 there, 4 now, seed: 3 there, 4 now"),
+        ({"network": small(seed=1)}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
+        ({"images": samples(20)[0] * 2}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
+        ({"labels": samples(20)[1] % 2}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, difference):
+    images, labels = samples(20)
+    checkpoint = tmp_path / "checkpoint.npz"
+    fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
+    run = {"network": small(), "images": images, "labels": labels} | change
+    network, images, labels = (run.pop(name) for name in ("network", "images", "labels"))
+    recipe = dataclasses.replace(RECIPE, **run)
+    before, saved = bits(network), checkpoint.read_bytes()
+    message = rf"^{checkpoint} is the checkpoint of another run \({difference}\): remove it or choose another folder$"
+    with pytest.raises(TrainingError, match=message):
+        fit(network, images, labels, recipe, checkpoint=checkpoint)
+    assert bits(network) == before and checkpoint.read_bytes() == saved
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    images, labels = samples(20)
+    checkpoint = tmp_path / "checkpoint.npz"
+    fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
+    whole = checkpoint.read_bytes()
+    for contents in (whole[:-100], b"", whole[:500] + bytes(100) + whole[600:]):
+        checkpoint.write_bytes(contents)
+        with pytest.raises(WeightsError, match=f"^{checkpoint}: not a readable .npz file"):
+            fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
+        assert checkpoint.read_bytes() == contents
+    save_weights(small(), checkpoint)
+    with pytest.raises(TrainingError, match=f"^{checkpoint} is no checkpoint of this program: remove it"):
+        fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
+
+
+EPOCHS, STEPS = 9, 6
+KILLED_IN = {"fsync": "fsync", "before the rename": "replace", "after the rename": "replace"}
+
+
+def stepwise_run(checkpoint, moment=None):
+    """Train, saying "epoch step" on stdout after every step and going on at a line on stdin; with a moment, end by
+    SIGKILL at that moment of the first checkpoint instead."""
+
+    def kill(*arguments):
+        if moment == "after the rename":
+            rename(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment:
+        rename = os.replace
+        setattr(os, KILLED_IN[moment], kill)
+    images, labels = samples(8 * STEPS + 5)
+    epochs = []
+
+    def on_step(done, steps):
+        print(len(epochs), done, flush=True)
+        sys.stdin.readline()
+
+    recipe = dataclasses.replace(RECIPE, epochs=EPOCHS)
+    network = small()
+    held = {"held": (images[:10], labels[:10])}
+    print(json.dumps(without_seconds(fit(network, images, labels, recipe, held, checkpoint, on_step, epochs.append))))
+
+
+def start(checkpoint, *moment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.test_training", str(checkpoint), *moment],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(checkpoint):
+    """Let a run come to its end. Returns the steps that it took, its history, and the arrays of its checkpoint."""
+    process = start(checkpoint)
+    output, _ = process.communicate("\n" * EPOCHS * STEPS, timeout=60)
+    *steps, history = output.splitlines()
+    assert process.returncode == 0
+    arrays = load_npz(checkpoint)
+    del arrays["history"]  # it holds seconds
+    return len(steps), json.loads(history), {name: a.tobytes() for name, a in arrays.items()}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL, which this system lacks")
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    """Killed in the middle of an epoch, around its end at random moments, and at the worst moments of a write."""
+    steps, history, expected = finish(tmp_path / "whole.npz")
+    assert steps == EPOCHS * STEPS and len(history) == EPOCHS
+    checkpoint = tmp_path / "killed.npz"
+    rng = np.random.default_rng()
+    for after in [3, STEPS, STEPS + 2, STEPS, *rng.integers(1, 2 * STEPS, 2)]:
+        process = start(checkpoint)
+        for _ in range(after):
+            assert process.stdout.readline(), "the run ended before it was killed"
+            process.stdin.write("\n")
+            process.stdin.flush()
+        time.sleep(rng.uniform(0, 0.01))  # the run goes on to its next step, by way of a checkpoint at an epoch's end
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    for moment in KILLED_IN:
+        before = checkpoint.read_bytes()
+        process = start(checkpoint, moment)
+        process.communicate("\n" * STEPS, timeout=60)
+        assert process.returncode == -signal.SIGKILL
+        assert (checkpoint.read_bytes() != before) == (moment == "after the rename")
+    steps, resumed_history, resumed = finish(checkpoint)
+    assert 0 < steps <= (EPOCHS - 2) * STEPS
+    assert resumed == expected and resumed_history == history
+
+
+if __name__ == "__main__":
+    stepwise_run(*sys.argv[1:])
