@@ -427,5 +427,26 @@ def test_compiler_errors_point_into_the_source(monkeypatch):
     assert f"-I{folder.as_posix()}" in module["options"]
 
 
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_work_fits_into_a_block_for_any_shape(itemsize):
+    """What the launches must keep: 48 KiB of shared memory, the threads that a kernel is compiled for, every output in
+    some block, and the alignment of vector reads."""
+    for channels in (1, 2, 3, 4, 5, 7, 31, 32, 33, 1000):
+        for rows in (*range(1, 40), 63, 64, 65, 1000):
+            for columns in (*range(1, 40), 63, 64, 65, 1000):
+                images, tile_rows, tile_columns, split, chunk, shared = cuda._correlate_tiles(
+                    channels, rows, columns, itemsize
+                )
+                patches = images * tile_rows * tile_columns
+                assert shared <= 48 * 1024 and 1 <= split <= min(4, channels) and 4 * patches * split <= 384
+                assert split <= chunk <= channels and chunk % split == 0
+                block_channels, band_rows, band_columns, g_plane, x_plane, shared = cuda._weight_grad_tiles(
+                    channels, rows, columns, itemsize
+                )
+                assert shared <= 48 * 1024 and block_channels in (1, 2, 4, 8, 16, 32)
+                assert band_columns % 4 == 0 and g_plane % 8 == x_plane % 8 == 4
+                assert g_plane >= band_rows * band_columns and x_plane >= (band_rows + 2) * (band_columns + 4)
+
+
 def test_every_source_file_is_in_the_table():
     assert sorted(cuda.KERNELS) == sorted(file.name for file in cuda.kernel_folder().glob("*.cu"))
