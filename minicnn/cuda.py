@@ -111,9 +111,10 @@ def cupy_pillar():
     if driver == 0:
         raise DeviceError("device cuda needs an NVIDIA GPU, and no NVIDIA driver is installed here: use device cpu")
     if driver // 1000 < built_for // 1000:
+        older_cupy = ", or replace CuPy: pip install 'minicnn[cuda12]'" if driver // 1000 == 12 else ""
         raise DeviceError(
             f"the NVIDIA driver knows CUDA up to {driver // 1000}.{driver % 1000 // 10} and CuPy is built for CUDA "
-            f"{built_for // 1000}: update the driver, or replace CuPy by pip install 'minicnn[cuda{driver // 1000}]'"
+            f"{built_for // 1000}: update the driver{older_cupy}"
         )
     try:
         devices = runtime.getDeviceCount()
