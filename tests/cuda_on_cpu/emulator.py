@@ -78,8 +78,8 @@ def load(path, names, flags=("-O2",)):
     names = tuple(names)
     flags = (*BASE_FLAGS, *flags, *SANITIZERS[os.environ.get("CUDA_ON_CPU_SANITIZE", "")])
     source = _for_cpu(path, names)
-    inputs = [source, *(file.read_text() for file in (*_included(path), HERE / "cuda_shim.h", HERE / "runtime.h"))]
-    library = _built(source, ("-iquote", str(path.parent), "-I", str(HERE), "-Wno-unknown-pragmas", *flags), inputs)
+    headers = [file.read_text() for file in (*_included(path), HERE / "cuda_shim.h", HERE / "runtime.h")]
+    library = _built(source, ("-Wno-unknown-pragmas", *flags), headers, path.parent)
     return Module(library, path, names)
 
 
@@ -285,7 +285,7 @@ def _for_cpu(path, names):
         f"CUDA_ON_CPU_ENTRY int max_threads_{i}() {{ return {bounds.get(name.split('<')[0], MAX_THREADS)}; }}\n"
         for i, name in enumerate(names)
     )
-    return f'#include "cuda_shim.h"\n#line 1 "{path}"\n{source}\n#line 1 "names asked for"\n{entries}'
+    return f'#include "cuda_shim.h"\n#line 1 "{path.name}"\n{source}\n#line 1 "names asked for"\n{entries}'
 
 
 def _included(path):
@@ -304,27 +304,29 @@ def _included(path):
 @functools.cache
 def _runtime():
     """The scheduler, loaded so that the kernels' libraries find its functions."""
-    sources = [(HERE / name).read_text() for name in ("runtime.cpp", "runtime.h", "fiber.h")]
+    source, *headers = ((HERE / name).read_text() for name in ("runtime.cpp", "runtime.h", "fiber.h"))
     switch = ("-DCUDA_ON_CPU_UCONTEXT",) if os.environ.get("CUDA_ON_CPU_UCONTEXT") else ()
-    library = _built(
-        sources[0], ("-std=c++17", "-shared", "-fPIC", "-O2", "-g1", "-Wall", "-I", str(HERE), *switch), sources
-    )
+    library = _built(source, ("-std=c++17", "-shared", "-fPIC", "-O2", "-g1", "-Wall", *switch), headers, HERE)
     runtime = ctypes.PyDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     runtime.cuda_on_cpu_launch.restype = ctypes.c_char_p
     return runtime
 
 
-def _built(source, flags, inputs):
-    """The shared library of a C++ source, from the cache if all its inputs are the same. Runs side by side are safe."""
-    key = hashlib.sha256(repr((COMPILER, flags, inputs)).encode()).hexdigest()[:24]
+def _built(source, flags, headers, folder):
+    """The shared library of a C++ source that includes files of `folder`, from the cache if nothing but the place of
+    that folder has changed. Processes may build side by side."""
+    key = hashlib.sha256(repr((COMPILER, flags, source, headers)).encode()).hexdigest()[:24]
     cache = Path(os.environ.get("MINICNN_SHIM_CACHE") or f"{tempfile.gettempdir()}/minicnn-cuda-on-cpu-{os.getuid()}")
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     library = cache / f"{key}.so"
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            text, result = Path(folder, "source.cpp"), Path(folder, "result.so")
+        # Reports call a file by its name alone, wherever it lay when it was built.
+        names = (f"-ffile-prefix-map={folder}/=", f"-ffile-prefix-map={HERE}/=")
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            text, result = Path(temporary, "source.cpp"), Path(temporary, "result.so")
             text.write_text(source)
-            build = _run_tool(COMPILER, *flags, str(text), "-o", str(result))
+            places = ("-iquote", str(folder), "-I", str(HERE), str(text), "-o", str(result))
+            build = _run_tool(COMPILER, *flags, *names, *places)
             if build.returncode:
                 raise RuntimeError(f"the compiler rejects a CUDA source:\n{build.stderr}")
             if build.stderr:
