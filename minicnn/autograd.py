@@ -210,7 +210,7 @@ def _cotangents(output, seed, inputs):
 
     sums, results = {output: seed}, {}
     for tensor in reversed(order):
-        if tensor not in needed or tensor not in sums:
+        if tensor not in sums:
             continue
         g = sums.pop(tensor)
         if not tensor.edges if inputs is None else tensor in inputs:
