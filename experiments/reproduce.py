@@ -123,7 +123,7 @@ def draw_finding(path, dataset, network, options):
     correct = plain.logits.argmax(axis=1) == labels
     shown = int(np.argmax(2 * correct + (plain.zeros == plain.maps[0].size)))
     images, labels = images[shown : shown + 1], labels[shown : shown + 1]
-    fig, axes = common.figure(2, 3, width=2.4, height=2.5)
+    fig, axes = common.figure(2, 3, width=2.2, height=2.6)
     for line, arithmetic in zip(axes, ("plain", "scaled"), strict=True):
         found = saliency_maps(network, images, labels, arithmetic=arithmetic)
         result = attacks.attack(network, images, labels, "1", common.setting(options, arithmetic))
@@ -153,7 +153,7 @@ def draw_rates(path, runs):
         panel.set(title=f"Algorithm {algorithm}", ylim=(0, 105))
         panel.grid(axis="y", alpha=0.3)
     axes[0, 0].set_ylabel("adversarial samples found (%)")
-    axes[0, 1].legend(loc="lower right", fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     common.save_figure(path, fig)
 
 
@@ -212,7 +212,7 @@ def write_reports(options, dataset, results, table, figures):
     epochs = results["recipes"]["standard"]["epochs"]
     introduction = (
         f"Song (2017), reproduced with minicnn: {epochs} epochs, {options.seeds} seed(s), the first {options.images} "
-        "test images for Algorithms 1 and 3. Plain is the author's float32 arithmetic, scaled the same in float32 without "
+        "test images for Algorithms 1 and 3. Plain is the author's float32 arithmetic, scaled is float32 without "
         "underflow. Rates are shares of the images that were classified correctly, with Wilson 95 % intervals."
     )
     machine = results["machine"]

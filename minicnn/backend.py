@@ -9,10 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import cpu
-
-
-class DeviceError(RuntimeError):
-    """A device was asked for that is unknown or absent; the message says what to do."""
+from minicnn.cuda import DeviceError, cupy_pillar
 
 
 class Backend(NamedTuple):
@@ -38,8 +35,6 @@ def register(backend):
 def get(name):
     """The backend "cpu" or "cuda". Raises DeviceError for another name, or where CuPy, a GPU or a driver is missing."""
     if name == "cuda" and name not in _backends:
-        from minicnn.cuda import cupy_pillar
-
         kernels = cupy_pillar()
         return register(Backend("cuda", kernels.xp, kernels.xp.ndarray, kernels))
     if name not in _backends:

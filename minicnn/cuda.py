@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from minicnn import cpu
-from minicnn.backend import DeviceError
 
 # Parameters: T, L an array of the first, second template type; U, I, B, D an array of uint32, int32, uint8, float64;
 # t a scalar of the first template type; i, l, u, q a scalar of int32, int64, uint32, uint64.
@@ -62,6 +61,10 @@ _SHARED_BYTES = 48 * 1024  # what every GPU since sm_50 gives a block
 _PLAIN, _BIAS, _BIAS_RELU = 0, 1, 2  # the kernels' Epilogue
 _WEIGHT_GRAD_BLOCKS = 256  # about two for each multiprocessor of a large GPU
 _PRODUCT_BLOCKS = 128
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that is unknown or absent; the message says what to do."""
 
 
 def name_expressions(file):
@@ -305,8 +308,8 @@ class Cuda:
     def conv2d(self, x, w, b, padding, relu):
         x, w, b = self._inputs(x, w, b)
         o, c, *kernel = w.shape
-        size_out = [cpu._output_size(s, k, padding) for s, k in zip(x.shape[2:], kernel, strict=True)]
-        offset = [cpu._pad_before(k, padding) for k in kernel]
+        size_out = [cpu.output_size(s, k, padding) for s, k in zip(x.shape[2:], kernel, strict=True)]
+        offset = [cpu.pad_before(k, padding) for k in kernel]
         taps = math.prod(kernel)
         epilogue = _BIAS_RELU if relu else _BIAS
         return self._correlate(x, w, b, epilogue, (len(x), o, *size_out), offset, (c * taps, taps), False)
@@ -314,7 +317,7 @@ class Cuda:
     def conv2d_input_grad(self, g, w, x_shape, padding):
         g, w = self._inputs(g, w)
         o, c, *kernel = w.shape
-        offset = [k - 1 - cpu._pad_before(k, padding) for k in kernel]
+        offset = [k - 1 - cpu.pad_before(k, padding) for k in kernel]
         taps = math.prod(kernel)
         return self._correlate(g, w, w, _PLAIN, tuple(x_shape), offset, (taps, c * taps), True)
 
@@ -323,7 +326,7 @@ class Cuda:
         (n, c, h, width), (_, o, p, q), kernel = x.shape, g.shape, tuple(w_shape[2:])
         if not g.size:
             return self.xp.zeros(w_shape, x.dtype)
-        offset = [cpu._pad_before(k, padding) for k in kernel]
+        offset = [cpu.pad_before(k, padding) for k in kernel]
         sizes, t = (n, c, h, width, o, p, q), self._type(x)
         if kernel != (3, 3):
             gw = self.xp.empty(w_shape, x.dtype)
@@ -465,7 +468,7 @@ class Cuda:
         g, w = self._inputs(g, w)
         (n, o, p, q), (_, _, h, width), kernel = g.shape, x_shape, w.shape[2:]
         maps, summary = self.xp.empty((n, h, width), g.dtype), self.xp.empty((n, 4), g.dtype)
-        offset = [cpu._pad_before(k, padding) for k in kernel]
+        offset = [cpu.pad_before(k, padding) for k in kernel]
         arguments = (g, w, maps, summary, o, p, q, h, width, *kernel, *offset)
         self._launch("saliency_end", self._type(g), (n,), (256,), *arguments)
         return maps, summary
@@ -491,6 +494,9 @@ class Cuda:
         arguments = (data, permutation, self._scalar(step, np.uint32), rows, row_size, batches)
         self._launch("gather", self._type(data), (batch,), (256 if row_size > 32 else 32,), *arguments)
         return rows
+
+    def take_images(self, x, chosen):
+        return self.xp.take(x, chosen, axis=0)
 
     def advance(self, step):
         self._launch("advance", "", (1,), (1,), step)

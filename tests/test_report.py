@@ -1,0 +1,166 @@
+"""The verdicts of the report are computed: flip the data and the sentence changes."""
+
+import copy
+from html.parser import HTMLParser
+
+import pytest
+
+from experiments import report
+from experiments.report import Rate, against, compare
+
+
+def figures(plain, scaled, trials=200):
+    return {
+        arithmetic: {"succeeded": round(share * trials), "attacked": trials, "mean_moves_of_successes": 20.0}
+        for arithmetic, share in (("plain", plain), ("scaled", scaled))
+    }
+
+
+def network(success, correct=990):
+    """success: (plain, scaled) of every algorithm."""
+    names = ("1", "2", "3", "4", "author", "2 on 4's images")
+    gradient = {"log10_ratio_median": -80.0, "log10_ratio_low": -120.0, "log10_ratio_high": -40.0}
+    return {
+        "correct": correct,
+        "tested": 1000,
+        "attacks": {name: figures(*success) for name in names},
+        "gradient": gradient | {"plain_zero_share": 0.95},
+    }
+
+
+@pytest.fixture
+def results():
+    networks = {
+        "standard": network((0.63, 0.84)),
+        "temperature": network((0.04, 0.95)),
+        "distilled": network((0.05, 0.94)),
+    }
+    return {"runs": [{"networks": networks}], "appendix_a": "needs the author's network"}
+
+
+def verdicts(results):
+    return {row.claim: row.verdict for row in report.rows(results)}
+
+
+def set_success(results, name, algorithm, plain, scaled):
+    results["runs"][0]["networks"][name]["attacks"][algorithm] = figures(plain, scaled)
+
+
+def test_every_row_is_filled_and_a_missing_file_is_named(results):
+    table = report.rows(results)
+    assert len({row.claim for row in table}) == len(table) == 11
+    assert all(cell for row in table for cell in row)
+    assert verdicts(results)["Appendix A: a saliency map"] == "needs the author's network"
+
+
+@pytest.mark.parametrize("claim", ["T = 20 reduces the success rate", "... with the attack behind the author's logs"])
+def test_the_factor_verdict_follows_the_data(results, claim):
+    algorithm = "1" if claim.startswith("T") else "author"
+    assert "the robustness is underflow" in verdicts(results)[claim]
+    set_success(results, "temperature", algorithm, 0.04, 0.30)
+    assert "temperature helps here" in verdicts(results)[claim]
+    set_success(results, "temperature", algorithm, 0.62, 0.83)
+    assert verdicts(results)[claim] == (
+        "In plain float32 the two networks do not differ, and without underflow the two do not differ."
+    )
+    set_success(results, "temperature", algorithm, 0.90, 0.99)
+    assert verdicts(results)[claim].count("the weaker one") == 2
+
+
+def test_the_claimed_success_rate_is_judged_by_the_interval(results):
+    claim = "Algorithm 1 succeeds on the standard network"
+    assert "72% is above what plain" in verdicts(results)[claim]
+    assert "succeeds more often, so part of its failures was arithmetic" in verdicts(results)[claim]
+    set_success(results, "standard", "1", 0.72, 0.73)
+    assert "72% is in line with what plain" in verdicts(results)[claim]
+    assert "the same within its uncertainty" in verdicts(results)[claim]
+    set_success(results, "standard", "1", 0.95, 0.50)
+    assert "72% is below what plain" in verdicts(results)[claim]
+    assert "it succeeds less often" in verdicts(results)[claim]
+
+
+def test_more_than_95_percent_is_met_by_any_rate_that_reaches_it(results):
+    claim = "Algorithm 2 succeeds on the standard network"
+    assert "95% is above" in verdicts(results)[claim]
+    set_success(results, "standard", "2", 1.0, 1.0)
+    assert "95% is in line with" in verdicts(results)[claim]
+
+
+def test_distillation_verdict(results):
+    claim = "Temperature, not distillation, makes robust"
+    assert "distillation adds nothing measurable" in verdicts(results)[claim]
+    set_success(results, "distilled", "1", 0.50, 0.94)
+    assert "succeeds more often than against T = 20" in verdicts(results)[claim]
+    assert "the two differ" in verdicts(results)[claim]
+
+
+def test_accuracy_verdict(results):
+    claim = "Accuracy: temperature beats distillation"
+    assert verdicts(results)[claim].startswith("The T = 20 network is as accurate as the distilled one")
+    results["runs"][0]["networks"]["distilled"]["correct"] = 900
+    assert verdicts(results)[claim].startswith("The T = 20 network is more accurate than the distilled one")
+    results["runs"][0]["networks"]["temperature"]["correct"] = 800
+    assert verdicts(results)[claim].startswith("The T = 20 network is less accurate than the distilled one")
+
+
+def test_gradient_verdict(results):
+    claim = "T = 20 reduces the adversarial gradient"
+    assert "by 10^80, not 10^10; float32 cannot hold it" in verdicts(results)[claim]
+    results["runs"][0]["networks"]["temperature"]["gradient"] |= {"log10_ratio_median": -10.3, "plain_zero_share": 0.1}
+    assert "by about the paper's 10^10; float32 shows exactly 0 for 10% of the images" in verdicts(results)[claim]
+
+
+def test_appendix_verdict(results):
+    found = {"mean": -2.29149e-08, "max": 9.783183e-05, "log10_max": -4.0, "moves": 12, "succeeded": True}
+    results["appendix_a"] = {"plain": found, "scaled": found}
+    claim = "Appendix A: a saliency map"
+    assert "to every digit printed" in verdicts(results)[claim]
+    for wrong in ({"mean": -5.95e-08}, {"max": 9.7836e-05}, {"moves": 13}, {"succeeded": False}):
+        results["appendix_a"] = {"plain": found | wrong, "scaled": found}
+        assert "does not come out" in verdicts(results)[claim]
+
+
+def test_algorithm_4_is_compared_on_the_same_images(results):
+    claim = "Algorithm 4 is more effective than 2"
+    assert verdicts(results)[claim].count("no more and no less often") == 2
+    set_success(results, "standard", "4", 0.95, 0.84)
+    assert "Algorithm 4 succeeds more often than Algorithm 2 in plain" in verdicts(results)[claim]
+    set_success(results, "standard", "4", 0.63, 0.1)
+    assert verdicts(results)[claim].endswith("less often in scaled.")
+
+
+def test_seeds_are_pooled_and_their_spread_is_shown(results):
+    second = copy.deepcopy(results["runs"][0])
+    second["networks"]["standard"]["attacks"]["1"] = figures(0.73, 0.84)
+    results["runs"].append(second)
+    pooled = report.rate(results["runs"], "standard", "1", "plain")
+    assert (pooled.successes, pooled.trials) == (126 + 146, 400)
+    assert "2 seeds: 68.0% +- 7.1%" in str(pooled)
+
+
+def test_compare_and_against():
+    assert compare(Rate(10, 100), Rate(50, 100)) == -1
+    assert compare(Rate(50, 100), Rate(10, 100)) == 1
+    assert compare(Rate(50, 100), Rate(55, 100)) == 0
+    assert against(0.72, Rate(72, 100)) == "in line with"
+    assert against(0.72, Rate(20, 100)) == "above"
+    assert against(0.72, Rate(95, 100)) == "below"
+
+
+def test_markdown_has_a_row_a_claim_and_html_is_self_contained(results):
+    table = report.rows(results)
+    lines = report.markdown(table).splitlines()
+    assert len(lines) == len(table) + 2
+    assert all(line.count(" | ") == 5 for line in lines[2:])
+
+    class Page(HTMLParser):
+        cells, sources = 0, []
+
+        def handle_starttag(self, tag, attributes):
+            self.cells += tag == "td"
+            self.sources += [v for k, v in attributes if k in ("src", "href")]
+
+    page = Page()
+    page.feed(report.page("a < b", "text", table, [("one & two", b"\x89PNG")], "end"))
+    assert page.cells == 6 * len(table)
+    assert page.sources == ["data:image/png;base64,iVBORw=="]
