@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 ROW_BLOCKS = 4
+CACHED = 2**16  # numbers of an intermediate result that stays in a core's cache
 
 
 def _available_cores():
@@ -52,12 +53,13 @@ def _logical(x):
     return x.transpose(3, 1, 0, 2)
 
 
-def _pad_before(kernel, padding):
+def pad_before(kernel, padding):
     """Zeros above (left of) the image: for `same` and an even kernel the extra row goes to the bottom (right)."""
     return (kernel - 1) // 2 if padding == "same" else 0
 
 
-def _output_size(size, kernel, padding):
+def output_size(size, kernel, padding):
+    """Rows (columns) of a convolution's output. Raises ValueError: unknown padding, or a kernel that does not fit."""
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
     if padding == "valid" and kernel > size:
@@ -65,19 +67,37 @@ def _output_size(size, kernel, padding):
     return size if padding == "same" else size - kernel + 1
 
 
-def _overlap(shift, size_in, size_out):
-    """Range of outputs o with 0 <= o + shift < size_in."""
-    return max(0, -shift), max(0, -shift, min(size_out, size_in - shift))
+def _row_groups(x, first_row, last_row, top, kernel_height, at_once):
+    """Cut output rows first_row..last_row into groups of at most `at_once`; a row that misses taps stands alone.
+
+    Yields (rows, taps, lines): two slices, and the input of each output row of the group as a matrix, together
+    (rows, taps C, W N): a view, in which neighbours share input rows.
+    """
+    height, channels, width, images = x.shape
+    row_size = channels * width * images * x.itemsize
+    r = first_row
+    while r < last_row:
+        first, last = max(0, r - top), min(height, r - top + kernel_height)
+        count = min(at_once, last_row - r, height - last + 1) if last - first == kernel_height else 1
+        shape = count, max(0, last - first) * channels, width * images
+        lines = np.lib.stride_tricks.as_strided(x[first:], shape, (row_size, width * images * x.itemsize, x.itemsize))
+        yield slice(r, r + count), slice(first - (r - top), last - (r - top)), lines
+        r += count
 
 
-def _columns(x, first, last, left, kernel_width, width_out):
-    """Rows first..last of x for every horizontal tap: (kw, rows C, width_out N), zero outside the image."""
-    rows, channels, width, images = x[first:last].shape
-    columns = np.zeros((kernel_width, rows * channels, width_out, images), x.dtype)
+def _shifts(left, kernel_width, width, width_out, images):
+    """For every horizontal tap: which of the output's columns (W' N) it reaches, and which of the input's it reads."""
     for j in range(kernel_width):
-        a, b = _overlap(j - left, width, width_out)
-        columns[j, :, a:b] = x[first:last].reshape(-1, width, images)[:, a + j - left : b + j - left]
-    return columns.reshape(kernel_width * rows * channels, width_out * images)
+        a, b = max(0, left - j), max(0, left - j, min(width_out, width + left - j))
+        yield slice(a * images, b * images), slice((a + j - left) * images, (b + j - left) * images)
+
+
+def _columns(lines, shifts, size):
+    """What every tap reads, zero outside the image, as one matrix a row: (rows, taps C, W N) -> (rows, kw taps C, size)."""
+    columns = np.zeros((len(lines), len(shifts), lines.shape[1], size), lines.dtype)
+    for j, (reached, read) in enumerate(shifts):
+        columns[:, j, :, reached] = lines[:, :, read]
+    return columns.reshape(len(lines), -1, size)
 
 
 def _correlate(x, w, size_out, offset, bias=None, relu=False):
@@ -87,34 +107,36 @@ def _correlate(x, w, size_out, offset, bias=None, relu=False):
     Where the taps hold fewer numbers than the outputs (the first layer) the columns are copied and one product a row
     does; otherwise each tap is a product on the rows as they lie, added to y at its shift.
     """
-    height, channels, width, images = x.shape
+    _, channels, width, images = x.shape
     kernel_width, filters, kernel_height, _ = w.shape
     rows_out, width_out = size_out
     top, left = offset
     y = np.empty((rows_out, filters, width_out, images), x.dtype)
     if not images:
         return y
-    copy_columns = kernel_height * channels < filters
+    matrices = y.reshape(rows_out, filters, -1)
+    shifts = list(_shifts(left, kernel_width, width, width_out, images))
+    at_once = max(1, CACHED // matrices[0].size)
 
     def rows(first_row, last_row):
-        for r in range(first_row, last_row):
-            first, last = max(0, r - top), min(height, r - top + kernel_height)
-            taps = w[:, :, first - (r - top) : last - (r - top)].reshape(kernel_width, filters, -1)
-            if copy_columns:
-                columns = _columns(x, first, last, left, kernel_width, width_out)
+        scratch = np.empty((min(at_once, last_row - first_row), *matrices.shape[1:]), x.dtype)
+        for group, present, lines in _row_groups(x, first_row, last_row, top, kernel_height, at_once):
+            y_rows, taps = matrices[group], w[:, :, present].reshape(kernel_width, filters, -1)
+            if kernel_height * channels < filters:
                 taps = taps.transpose(1, 0, 2).reshape(filters, -1)
-                np.matmul(taps, columns, out=y[r].reshape(filters, -1))
+                np.matmul(taps, _columns(lines, shifts, y_rows.shape[2]), out=y_rows)
             else:
-                lines = x[first:last].reshape(-1, width * images)
-                y[r] = 0
-                for j in range(kernel_width):
-                    a, b = _overlap(j - left, width, width_out)
-                    shifted = lines[:, (a + j - left) * images : (b + j - left) * images]
-                    y[r, :, a:b] += (taps[j] @ shifted).reshape(filters, b - a, images)
+                for j, (reached, read) in enumerate(shifts):
+                    if j == 0:
+                        y_rows[:, :, : reached.start] = y_rows[:, :, reached.stop :] = 0
+                        np.matmul(taps[j], lines[:, :, read], out=y_rows[:, :, reached])
+                    else:
+                        product = scratch[: len(lines), :, reached]
+                        y_rows[:, :, reached] += np.matmul(taps[j], lines[:, :, read], out=product)
             if bias is not None:
-                y[r] += bias[:, None, None]
+                y_rows += bias[:, None]
             if relu:
-                np.maximum(y[r], 0, out=y[r])
+                np.maximum(y_rows, 0, out=y_rows)
 
     _over_rows(rows, rows_out)
     return y
@@ -127,8 +149,8 @@ def conv2d(x, w, b, padding, relu):
     Raises ValueError for an unknown padding or a kernel that does not fit.
     """
     kernel = w.shape[2:]
-    size_out = tuple(_output_size(s, k, padding) for s, k in zip(x.shape[2:], kernel, strict=True))
-    offset = tuple(_pad_before(k, padding) for k in kernel)
+    size_out = tuple(output_size(s, k, padding) for s, k in zip(x.shape[2:], kernel, strict=True))
+    offset = tuple(pad_before(k, padding) for k in kernel)
     taps = np.ascontiguousarray(w.transpose(3, 0, 2, 1))
     return _logical(_correlate(_physical(x), taps, size_out, offset, b, relu))
 
@@ -136,37 +158,32 @@ def conv2d(x, w, b, padding, relu):
 def conv2d_input_grad(g, w, x_shape, padding):
     """Gradient of conv2d by x: g correlated with the flipped, transposed filters. g (N, O, H', W') -> x_shape."""
     kernel = w.shape[2:]
-    offset = tuple(k - 1 - _pad_before(k, padding) for k in kernel)
+    offset = tuple(k - 1 - pad_before(k, padding) for k in kernel)
     taps = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(3, 1, 2, 0))
     return _logical(_correlate(_physical(g), taps, x_shape[2:], offset))
 
 
 def conv2d_weight_grad(x, g, w_shape, padding):
-    """Gradient of conv2d by w: for every tap, the shifted input times g. x (N, C, H, W), g (N, O, H', W') -> w_shape."""
+    """Gradient of conv2d by w: for each tap the shifted input times g. x (N, C, H, W), g (N, O, H', W') -> w_shape."""
     filters, channels, kernel_height, kernel_width = w_shape
-    top, left = _pad_before(kernel_height, padding), _pad_before(kernel_width, padding)
+    top, left = pad_before(kernel_height, padding), pad_before(kernel_width, padding)
     x, g = _physical(x), _physical(g)
-    height, _, width, images = x.shape
-    rows_out, _, width_out, _ = g.shape
+    rows_out, _, width_out, images = g.shape
     if not images:
         return np.zeros(w_shape, x.dtype)
-    copy_columns = kernel_height * channels < filters
+    g = g.reshape(rows_out, filters, -1)
+    shifts = list(_shifts(left, kernel_width, x.shape[2], width_out, images))
+    at_once = max(1, CACHED // g[0].size)
 
     def rows(first_row, last_row):
         gw = np.zeros((kernel_width, kernel_height, channels, filters), x.dtype)
-        for r in range(first_row, last_row):
-            first, last = max(0, r - top), min(height, r - top + kernel_height)
-            taps = gw[:, first - (r - top) : last - (r - top)]
-            g_row = g[r].reshape(filters, -1)
-            if copy_columns:
-                columns = _columns(x, first, last, left, kernel_width, width_out)
-                taps += (columns @ g_row.T).reshape(taps.shape)
+        for group, present, lines in _row_groups(x, first_row, last_row, top, kernel_height, at_once):
+            taps, g_rows = gw[:, present], g[group].transpose(0, 2, 1)
+            if kernel_height * channels < filters:
+                taps += (_columns(lines, shifts, g_rows.shape[1]) @ g_rows).sum(axis=0).reshape(taps.shape)
                 continue
-            lines = x[first:last].reshape(-1, width * images)
-            for j in range(kernel_width):
-                a, b = _overlap(j - left, width, width_out)
-                shifted = lines[:, (a + j - left) * images : (b + j - left) * images]
-                taps[j] += (shifted @ g_row[:, a * images : b * images].T).reshape(taps.shape[1:])
+            for j, (reached, read) in enumerate(shifts):
+                taps[j] += (lines[:, :, read] @ g_rows[:, reached]).sum(axis=0).reshape(taps.shape[1:])
         return gw
 
     partial_sums = _over_rows(rows, rows_out)
