@@ -47,17 +47,19 @@ class Rate(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One claim of the paper. Cells are text; a verdict is a sentence."""
+    """One claim of the paper. Cells are text; a verdict is a sentence. author: what their released networks give."""
 
     claim: str
     paper: str
     logs: str
+    author: str
     plain: str
     scaled: str
     verdict: str
 
 
-COLUMNS = ("claim", "paper", "author's logs", "plain, as the author computed", "scaled", "verdict")
+COLUMNS = ("claim", "paper", "author's logs", "author's networks", "plain, as the author computed", "scaled", "verdict")
+ON_THE_SAME_IMAGES = "2 on 4's images"  # Algorithm 2 over the few images that Algorithm 4 is run on
 
 
 def rate(runs, network, algorithm, arithmetic):
@@ -149,122 +151,155 @@ def _pair(runs, network, algorithm):
     return rate(runs, network, algorithm, "plain"), rate(runs, network, algorithm, "scaled")
 
 
-def _success_row(runs, claim, algorithm, claimed, logs, at_least=False):
-    plain, scaled = _pair(runs, "standard", algorithm)
-    paper = f"{'more than ' if at_least else ''}{claimed:.0%}"
-    return Row(claim, paper, logs, str(plain), str(scaled), _success_verdict(claimed, plain, scaled, at_least))
-
-
 def _times(a, b):
     return f"{a.share / b.share:.1f}" if b.successes else f"more than {a.share / b.interval[1]:.0f}"
 
 
+def _names(runs):
+    return runs[0]["networks"]
+
+
+def _accuracy_cells(runs):
+    return "; ".join(f"{name}: {accuracy(runs, name)}" for name in _names(runs)), "the same decisions"
+
+
+def _success_cells(algorithm):
+    return lambda runs: tuple(map(str, _pair(runs, "standard", algorithm)))
+
+
+def _gradient(runs, figure):
+    values = [run["networks"]["temperature"]["gradient"][figure] for run in runs]
+    return sum(values) / len(values)
+
+
+def _gradient_cells(runs):
+    low, median, high = (_gradient(runs, f"log10_ratio_{name}") for name in ("low", "median", "high"))
+    return (
+        f"{_gradient(runs, 'plain_zero_share'):.1%} of maps exactly 0",
+        f"median 10^{median:.1f} times the standard network's (10 % to 90 % of images: 10^{low:.0f} to 10^{high:.0f})",
+    )
+
+
+def _factor_cells(algorithm):
+    def cells(runs):
+        standard, temperature = _pair(runs, "standard", algorithm), _pair(runs, "temperature", algorithm)
+        return tuple(f"{a} against {b}: factor {_times(a, b)}" for a, b in zip(standard, temperature, strict=True))
+
+    return cells
+
+
+def _distillation_cells(runs):
+    pairs = {name: _pair(runs, name, "1") for name in _names(runs) if name != "standard"}
+    return tuple("; ".join(f"{name}: {pair[i]}" for name, pair in pairs.items()) for i in (0, 1))
+
+
+def _mean_moves(runs, algorithm, arithmetic):
+    figures = [run["networks"]["standard"]["attacks"][algorithm][arithmetic] for run in runs]
+    means = [f["mean_moves_of_successes"] for f in figures if f["succeeded"]]
+    return f", {sum(means) / len(means):.1f} moves" if means else ""
+
+
+def _refresh_cells(runs):
+    return tuple(
+        "; ".join(
+            f"Algorithm {algorithm[0]}: {rate(runs, 'standard', algorithm, arithmetic)}"
+            + _mean_moves(runs, algorithm, arithmetic)
+            for algorithm in (ON_THE_SAME_IMAGES, "4")
+        )
+        for arithmetic in ("plain", "scaled")
+    )
+
+
+def _refresh_verdict(runs):
+    two, four = _pair(runs, "standard", ON_THE_SAME_IMAGES), _pair(runs, "standard", "4")
+    words = {1: "more often", 0: "no more and no less often, within its uncertainty,", -1: "less often"}
+    plain, scaled = (words[compare(b, a)] for a, b in zip(two, four, strict=True))
+    return (
+        f"On the same images Algorithm 4 succeeds {plain} than Algorithm 2 in plain arithmetic and {scaled} in scaled."
+    )
+
+
 def rows(results):
-    """The Rows of results: {"runs": [{"networks": {name: figures}} for each seed], "appendix_a": dict or reason}."""
-    runs = results["runs"]
-    standard, temperature, distilled = (_pair(runs, n, "1") for n in ("standard", "temperature", "distilled"))
-    correct = [accuracy(runs, n) for n in ("standard", "temperature", "distilled")]
-    gradients = [run["networks"]["temperature"]["gradient"] for run in runs]
-    ratio = sum(g["log10_ratio_median"] for g in gradients) / len(gradients)
-    zero_share = sum(g["plain_zero_share"] for g in gradients) / len(gradients)
-    author = {n: _pair(runs, n, "author") for n in ("standard", "temperature", "distilled")}
-    table = [
-        Row(
+    """The Rows of results: {"runs": [{"networks": {name: figures}} for each seed], "author": the same for the author's
+    own networks, "appendix_a": a dict}; of the last two, a sentence that says which file is missing."""
+    runs, author = results["runs"], results["author"]
+
+    def row(claim, paper, logs, cells, verdict):
+        theirs = author if isinstance(author, str) else "plain: {}; scaled: {}".format(*cells([author]))
+        return Row(claim, paper, logs, theirs, *cells(runs), verdict)
+
+    def success_row(algorithm, claimed, logs, at_least=False):
+        claim = f"Algorithm {algorithm} succeeds on the standard network"
+        paper = f"{'more than ' if at_least else ''}{claimed:.0%}"
+        verdict = _success_verdict(claimed, *_pair(runs, "standard", algorithm), at_least)
+        return row(claim, paper, logs, _success_cells(algorithm), verdict)
+
+    def factor_verdict(algorithm):
+        return _factor_verdict(_pair(runs, "standard", algorithm), _pair(runs, "temperature", algorithm))
+
+    return [
+        row(
             "Accuracy: temperature beats distillation",
             "T = 20 without distillation is the more accurate",
             LOGS["accuracy"],
-            "; ".join(f"{n}: {a}" for n, a in zip(("T = 1", "T = 20", "distilled"), correct, strict=True)),
-            "the same decisions",
-            _accuracy_verdict(*correct),
+            _accuracy_cells,
+            _accuracy_verdict(*(accuracy(runs, name) for name in ("standard", "temperature", "distilled"))),
         ),
-        _success_row(
-            runs, "Algorithm 1 succeeds on the standard network", "1", PAPER["algorithm_1"], LOGS["algorithm_1"]
-        ),
-        *(
-            _success_row(
-                runs,
-                f"Algorithm {a} succeeds on the standard network",
-                a,
-                PAPER["algorithms_2_and_3"],
-                "not released",
-                at_least=True,
-            )
-            for a in "23"
-        ),
-        Row(
+        success_row("1", PAPER["algorithm_1"], LOGS["algorithm_1"]),
+        success_row("2", PAPER["algorithms_2_and_3"], "not released", at_least=True),
+        success_row("3", PAPER["algorithms_2_and_3"], "not released", at_least=True),
+        row(
             "T = 20 reduces the adversarial gradient",
             "by 10^10",
             LOGS["gradient"],
-            f"{zero_share:.1%} of maps exactly 0",
-            f"median 10^{ratio:.1f} times the standard network's (10 % to 90 %: "
-            f"10^{gradients[0]['log10_ratio_low']:.0f} to 10^{gradients[0]['log10_ratio_high']:.0f})",
-            _gradient_verdict(ratio, zero_share),
+            _gradient_cells,
+            _gradient_verdict(_gradient(runs, "log10_ratio_median"), _gradient(runs, "plain_zero_share")),
         ),
-        Row(
-            "T = 20 reduces the success rate",
+        row(
+            "T = 20 reduces the success rate of Algorithm 1",
             "by a factor of 10",
             LOGS["author_attack"],
-            f"Algorithm 1: {standard[0]} against {temperature[0]}: factor {_times(standard[0], temperature[0])}",
-            f"Algorithm 1: {standard[1]} against {temperature[1]}: factor {_times(standard[1], temperature[1])}",
-            _factor_verdict(standard, temperature),
+            _factor_cells("1"),
+            factor_verdict("1"),
         ),
-        Row(
-            "... with the attack behind the author's logs",
+        row(
+            "... and of the attack behind the author's logs",
             "by a factor of 10",
             LOGS["author_attack"],
-            "; ".join(f"{n}: {pair[0]}" for n, pair in author.items()),
-            "; ".join(f"{n}: {pair[1]}" for n, pair in author.items()),
-            _factor_verdict(author["standard"], author["temperature"]),
+            _factor_cells("author"),
+            factor_verdict("author"),
         ),
-        Row(
+        row(
             "Temperature, not distillation, makes robust",
             "T = 20 alone is the more robust",
             LOGS["author_attack"],
-            f"T = 20: {temperature[0]}; distilled: {distilled[0]}",
-            f"T = 20: {temperature[1]}; distilled: {distilled[1]}",
-            _distillation_verdict(temperature, distilled),
+            _distillation_cells,
+            _distillation_verdict(_pair(runs, "temperature", "1"), _pair(runs, "distilled", "1")),
         ),
-        _refresh_row(runs),
+        row(
+            "Algorithm 4 is more effective than 2",
+            "no figure",
+            "not released",
+            _refresh_cells,
+            _refresh_verdict(runs),
+        ),
         _appendix_row(results["appendix_a"]),
         Row(
             "Figures 1 and 2: samples and adversarial samples",
             "four of each",
             "none",
+            "not drawn",
             "figures_1_and_2_plain.png",
             "figures_1_and_2_scaled.png",
             "Drawn from this run: the figures below.",
         ),
     ]
-    return table
-
-
-def _refresh_row(runs):
-    cells, relations = [], []
-    for arithmetic in ("plain", "scaled"):
-        two, four = (rate(runs, "standard", a, arithmetic) for a in ("2 on 4's images", "4"))
-        moves = [run["networks"]["standard"]["attacks"] for run in runs]
-        means = [
-            [m[a][arithmetic]["mean_moves_of_successes"] for m in moves if m[a][arithmetic]["succeeded"]]
-            for a in ("2 on 4's images", "4")
-        ]
-        text = "; ".join(
-            f"Algorithm {a}: {r}" + (f", {sum(m) / len(m):.1f} moves" if m else "")
-            for a, r, m in zip("24", (two, four), means, strict=True)
-        )
-        cells.append(text)
-        relations.append(compare(four, two))
-    words = {1: "more often", 0: "no more and no less often, within its uncertainty,", -1: "less often"}
-    verdict = (
-        f"On the same images Algorithm 4 succeeds {words[relations[0]]} than Algorithm 2 in plain arithmetic and "
-        f"{words[relations[1]]} in scaled."
-    )
-    return Row("Algorithm 4 is more effective than 2", "no figure", "not released", *cells, verdict)
 
 
 def _appendix_row(found):
     claim, paper = "Appendix A: a saliency map", f"mean {APPENDIX_A['mean']}, max {APPENDIX_A['max']}, 12 moves"
     if isinstance(found, str):
-        return Row(claim, paper, "none", found, found, found)
+        return Row(claim, paper, "none", found, found, found, f"Not judged: it {found}.")
     plain, scaled = found["plain"], found["scaled"]
     same = f"{plain['mean']:.4e}" == APPENDIX_A["mean"] and f"{plain['max']:.5e}" == APPENDIX_A["max"]
     same = same and plain["moves"] == APPENDIX_A["moves"] and plain["succeeded"]
@@ -272,7 +307,8 @@ def _appendix_row(found):
         claim,
         paper,
         "none",
-        f"test image 2659: mean {plain['mean']:.4e}, max {plain['max']:.5e}, {plain['moves']} moves",
+        "their standard network, test image 2659",
+        f"mean {plain['mean']:.4e}, max {plain['max']:.5e}, {plain['moves']} moves",
         f"largest gradient 10^{scaled['log10_max']:.3f}, {scaled['moves']} moves",
         "It is test image 2659 on the author's standard network, to every digit printed."
         if same
@@ -289,7 +325,7 @@ def markdown(table):
 
 def terminal(table):
     """The table as plain text for a terminal, a block a claim."""
-    labels = ("", "paper", "logs", "plain", "scaled", "verdict")
+    labels = ("", "paper", "logs", "networks", "plain", "scaled", "verdict")
     width = max(map(len, labels))
     blocks = []
     for row in table:

@@ -41,7 +41,7 @@ def measure(name, network, dataset, options, store):
             result = common.attack(network, images, labels, algorithm, setting, store, f"{name}: ")
             figures["attacks"].setdefault(algorithm, {})[arithmetic] = attacks.summary(result)
             if algorithm == "2":
-                figures["attacks"].setdefault("2 on 4's images", {})[arithmetic] = attacks.summary(
+                figures["attacks"].setdefault(report.ON_THE_SAME_IMAGES, {})[arithmetic] = attacks.summary(
                     first_images(result, counts["4"])
                 )
     return figures
@@ -65,13 +65,9 @@ def gradient_figures(found, reference, plain):
     }
 
 
-def run_seed(dataset, options):
-    """Train, attack and measure with one seed: (figures by network, the networks)."""
-    trained, figures = {}, {}
-    store = common.Store(options.out / "parts")
-    for name in common.NETWORKS:
-        common.train(name, options, dataset)
-        trained[name] = common.load_network(options.out / f"{name}.npz", options)
+def study(trained, dataset, options):
+    """The figures of every network in `trained` (name -> network; "standard" is the reference of the gradients)."""
+    figures, store = {}, common.Store(options.out / "parts")
     images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
     reference = saliency_maps(trained["standard"], images, labels)
     for name, network in trained.items():
@@ -84,20 +80,32 @@ def run_seed(dataset, options):
             f"{rates['plain']:.1%} (plain), {rates['scaled']:.1%} (scaled)",
             flush=True,
         )
-    return figures, trained
+    return {"networks": figures}
 
 
-def appendix_a(options):
-    """The printed map of Appendix A from the author's own network, or a sentence that says which file is missing."""
-    data = os.environ.get("MINICNN_DATA")
-    weights = Path(data, "author_networks", "standard.npz") if data else None
+def train_all(dataset, options):
+    """The paper's three networks, trained or found: name -> network."""
+    trained = {}
+    for name in common.NETWORKS:
+        common.train(name, options, dataset)
+        trained[name] = common.load_network(options.out / f"{name}.npz", options)
+    return trained
+
+
+def author_networks(options):
+    """The author's two released networks: name -> network, or what is needed to have them, for a sentence."""
     if options.dataset != "mnist":
-        return "needs --dataset mnist: it is a map of a test image of MNIST"
-    if not (weights and weights.exists()):
-        return "needs the author's network: author_networks/standard.npz in the folder that MINICNN_DATA names"
-    network = common.load_network(weights, options)
+        return "needs --dataset mnist, on which the author's networks were trained"
+    folder = Path(os.environ.get("MINICNN_DATA", ""), "author_networks")
+    files = {"standard": folder / "standard.npz", "temperature": folder / "temperature20.npz"}
+    if not all(path.exists() for path in files.values()):
+        return "needs the author's networks: author_networks/*.npz in the folder that MINICNN_DATA names"
+    return {name: common.load_network(path, options) for name, path in files.items()}
+
+
+def appendix_a(network, dataset, options):
+    """The map of Appendix A, and Algorithm 1 on it, from the author's standard network."""
     chosen = slice(report.APPENDIX_A["index"], report.APPENDIX_A["index"] + 1)
-    dataset = common.load_data(options)
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
     found = {}
     for arithmetic in ("plain", "scaled"):
@@ -191,10 +199,15 @@ def main(options):
         one = copy.copy(options)
         one.seed, one.out = seed, options.out if seed == options.seed else options.out / f"seed{seed}"
         print(f"seed {seed}: training and attacking {', '.join(common.NETWORKS)} on {dataset.name}", flush=True)
-        figures, found = run_seed(dataset, one)
-        trained = trained or found
-        runs.append({"seed": seed, "networks": figures})
-    results = common.environment(options) | {"runs": runs, "appendix_a": appendix_a(options)}
+        networks_of_seed = train_all(dataset, one)
+        trained = trained or networks_of_seed
+        runs.append({"seed": seed} | study(networks_of_seed, dataset, one))
+    author = appendix = author_networks(options)
+    if not isinstance(author, str):
+        print("the author's own networks", flush=True)
+        appendix = appendix_a(author["standard"], dataset, options)
+        author = study(author, dataset, options)
+    results = common.environment(options) | {"runs": runs, "author": author, "appendix_a": appendix}
     results["recipes"] = {name: vars(common.recipe(name, options)) for name in common.NETWORKS}
     results["setting"] = vars(common.setting(options, "plain")) | {"ties": options.ties}
     table = report.rows(results)

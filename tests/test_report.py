@@ -35,7 +35,7 @@ def results():
         "temperature": network((0.04, 0.95)),
         "distilled": network((0.05, 0.94)),
     }
-    return {"runs": [{"networks": networks}], "appendix_a": "needs the author's network"}
+    return {"runs": [{"networks": networks}], "author": "needs a file", "appendix_a": "needs the network"}
 
 
 def verdicts(results):
@@ -50,10 +50,22 @@ def test_every_row_is_filled_and_a_missing_file_is_named(results):
     table = report.rows(results)
     assert len({row.claim for row in table}) == len(table) == 11
     assert all(cell for row in table for cell in row)
-    assert verdicts(results)["Appendix A: a saliency map"] == "needs the author's network"
+    assert verdicts(results)["Appendix A: a saliency map"] == "Not judged: it needs the network."
+    assert table[0].author == "needs a file"
 
 
-@pytest.mark.parametrize("claim", ["T = 20 reduces the success rate", "... with the attack behind the author's logs"])
+def test_the_author_s_networks_have_a_column_of_their_own(results):
+    theirs = {"standard": network((0.11, 0.22)), "temperature": network((0.33, 0.44))}
+    results["author"] = {"networks": theirs}
+    cells = {row.claim: row.author for row in report.rows(results)}
+    assert cells["Algorithm 1 succeeds on the standard network"].startswith("plain: 11.0%")
+    assert "; scaled: 22.0%" in cells["Algorithm 1 succeeds on the standard network"]
+    assert "temperature: 33.0%" in cells["Temperature, not distillation, makes robust"]
+
+
+@pytest.mark.parametrize(
+    "claim", ["T = 20 reduces the success rate of Algorithm 1", "... and of the attack behind the author's logs"]
+)
 def test_the_factor_verdict_follows_the_data(results, claim):
     algorithm = "1" if claim.startswith("T") else "author"
     assert "the robustness is underflow" in verdicts(results)[claim]
@@ -151,7 +163,7 @@ def test_markdown_has_a_row_a_claim_and_html_is_self_contained(results):
     table = report.rows(results)
     lines = report.markdown(table).splitlines()
     assert len(lines) == len(table) + 2
-    assert all(line.count(" | ") == 5 for line in lines[2:])
+    assert all(line.count(" | ") == 6 for line in lines[2:])
 
     class Page(HTMLParser):
         cells, sources = 0, []
@@ -162,5 +174,5 @@ def test_markdown_has_a_row_a_claim_and_html_is_self_contained(results):
 
     page = Page()
     page.feed(report.page("a < b", "text", table, [("one & two", b"\x89PNG")], "end"))
-    assert page.cells == 6 * len(table)
+    assert page.cells == 7 * len(table)
     assert page.sources == ["data:image/png;base64,iVBORw=="]
