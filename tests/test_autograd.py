@@ -279,7 +279,7 @@ UNARY = {
     "sum": lambda x: x.sum(),
     "sum over one axis": lambda x: x.sum(axis=1),
     "sum over the last axis": lambda x: x.sum(axis=-1),
-    "sum over two axes": lambda x: x.sum(axis=(0, -1)),
+    "sum over two axes": lambda x: x.sum(axis=(-1, 0)),
     "sum kept": lambda x: x.sum(axis=(2, 0), keepdims=True),
     "mean": lambda x: x.mean(),
     "mean over one axis": lambda x: x.mean(axis=0),
