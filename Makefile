@@ -5,7 +5,7 @@ DATASET ?= digits
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.installed)
 
-.PHONY: reproduce test gradcheck lint bench clean
+.PHONY: reproduce test gradcheck sanitize kernels lint bench clean
 
 reproduce: $(READY)
 	$(RUN) -m experiments.reproduce --dataset $(DATASET)
@@ -15,6 +15,12 @@ test: $(READY)
 
 gradcheck: $(READY)
 	$(RUN) -m tests.gradient_table
+
+sanitize: $(READY)
+	$(RUN) -m tests.sanitize
+
+kernels: $(READY)
+	$(RUN) -m tests.compile_matrix
 
 bench: $(READY)
 	$(RUN) -m pip install --quiet -e '.[benchmark]'
