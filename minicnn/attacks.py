@@ -111,7 +111,7 @@ def log_loss_change(after, before):
     a, b = np.maximum(after, before), np.minimum(after, before)
     with np.errstate(divide="ignore"):
         t = (a - b) + np.log(-np.expm1(b - a)) - np.logaddexp(0, -b)
-        return np.where(t < -20, t, np.log(np.logaddexp(0, t)))
+        return np.where(t < -50, t, np.log(np.logaddexp(0, t)))
 
 
 class _Scorer:
@@ -203,8 +203,8 @@ def attack(network, images, labels, algorithm, setting=None, on_move=None):
         raise ValueError(f"images (N, 1, H, W) and labels (N,) are needed, got {images.shape} and {labels.shape}")
     scorer = _Scorer(network, algorithm, setting)
     adversarial = np.array(images, dtype=next(iter(network.parameters().values())).dtype)
-    pixels = adversarial.reshape(len(images), -1)
     n = len(images)
+    pixels = adversarial.reshape(n, math.prod(images.shape[1:]))
     result = AttackResult(
         attacked=predict(network, adversarial, chunk=setting.chunk).argmax(axis=1) == labels,
         succeeded=np.zeros(n, bool),
@@ -219,7 +219,8 @@ def attack(network, images, labels, algorithm, setting=None, on_move=None):
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
         ranking = _ranking(best, setting.limit)
     used = np.zeros((len(active), pixels.shape[1]), bool)
-    for move in range(min(setting.limit, pixels.shape[1])):
+    rounds = min(setting.limit, pixels.shape[1])
+    for move in range(rounds):
         if len(active) == 0:
             break
         rows = np.arange(len(active))
@@ -239,7 +240,7 @@ def attack(network, images, labels, algorithm, setting=None, on_move=None):
             result.succeeded[tried] = decisions != labels[tried]
         remain = possible & ~result.succeeded[active]
         active, used, best, kind, ranking = active[remain], used[remain], best[remain], kind[remain], ranking[remain]
-        if algorithm.refresh and len(active) and move + 1 < setting.limit:
+        if algorithm.refresh and len(active) and move + 1 < rounds:
             best, kind, _ = scorer(adversarial[active], labels[active])
             best = np.where(used, -np.inf, best)
             ranking = _ranking(best, 1)
