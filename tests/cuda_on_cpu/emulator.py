@@ -68,7 +68,7 @@ def missing():
     return None
 
 
-def load(path, names, flags=("-O2",)):
+def load(path, names, flags=("-O3",)):
     """Build the kernels `names` (name expressions such as "scale<float>") of a .cu file, or take them from the cache.
 
     Compiler errors raise RuntimeError and point into the .cu file; warnings are shown as Python warnings. The
