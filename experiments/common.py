@@ -218,10 +218,9 @@ def train(name, options, dataset):
         )
     finally:
         progress.close()
-    if finished or not (options.out / f"{name}.npz").exists():
-        networks.save_weights(network, options.out / f"{name}.npz")
-        write_csv(options.out / f"{name}.csv", history)
-        plot_history(options.out / f"{name}.png", name, settings, history)
+    networks.save_weights(network, options.out / f"{name}.npz")
+    write_csv(options.out / f"{name}.csv", history)
+    plot_history(options.out / f"{name}.png", name, settings, history)
     return network, history
 
 
