@@ -36,12 +36,12 @@ def set_threads(count):
 set_threads(min(ROW_BLOCKS, _available_cores()))
 
 
-def _over_rows(job, rows):
-    """Run job(first, last) over `rows` rows cut into ROW_BLOCKS blocks; the cut, and so every sum, is the same for any
-    number of threads. Returns the results in order."""
-    cuts = [rows * block // ROW_BLOCKS for block in range(ROW_BLOCKS + 1)]
+def _over_rows(job, array):
+    """Run job(first, last) over the rows of an array cut into ROW_BLOCKS blocks; the cut, and so every sum, is the same
+    for any number of threads. A small array is not worth handing out. Returns the results in order."""
+    cuts = [len(array) * block // ROW_BLOCKS for block in range(ROW_BLOCKS + 1)]
     blocks = [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
-    return list((_pool.map if _pool else map)(lambda block: job(*block), blocks))
+    return list((_pool.map if _pool and array.size > CACHED else map)(lambda block: job(*block), blocks))
 
 
 def _physical(x):
@@ -93,7 +93,7 @@ def _shifts(left, kernel_width, width, width_out, images):
 
 
 def _columns(lines, shifts, size):
-    """What every tap reads, zero outside the image, as one matrix a row: (rows, taps C, W N) -> (rows, kw taps C, size)."""
+    """What every tap reads, zero outside the image: (rows, taps C, W N) -> a matrix a row, (rows, kw taps C, size)."""
     columns = np.zeros((len(lines), len(shifts), lines.shape[1], size), lines.dtype)
     for j, (reached, read) in enumerate(shifts):
         columns[:, j, :, reached] = lines[:, :, read]
@@ -138,7 +138,7 @@ def _correlate(x, w, size_out, offset, bias=None, relu=False):
             if relu:
                 np.maximum(y_rows, 0, out=y_rows)
 
-    _over_rows(rows, rows_out)
+    _over_rows(rows, y)
     return y
 
 
@@ -180,19 +180,31 @@ def conv2d_weight_grad(x, g, w_shape, padding):
         for group, present, lines in _row_groups(x, first_row, last_row, top, kernel_height, at_once):
             taps, g_rows = gw[:, present], g[group].transpose(0, 2, 1)
             if kernel_height * channels < filters:
-                taps += (_columns(lines, shifts, g_rows.shape[1]) @ g_rows).sum(axis=0).reshape(taps.shape)
+                for product in _columns(lines, shifts, g_rows.shape[1]) @ g_rows:
+                    taps += product.reshape(taps.shape)
                 continue
             for j, (reached, read) in enumerate(shifts):
-                taps[j] += (lines[:, :, read] @ g_rows[:, reached]).sum(axis=0).reshape(taps.shape[1:])
+                for product in lines[:, :, read] @ g_rows[:, reached]:
+                    taps[j] += product.reshape(taps.shape[1:])
         return gw
 
-    partial_sums = _over_rows(rows, rows_out)
+    partial_sums = _over_rows(rows, g)
     return np.ascontiguousarray(functools.reduce(np.add, partial_sums).transpose(3, 2, 1, 0))
 
 
 def bias_grad(g):
     """Sum over every axis but 1. g (N, U) or (N, C, H, W) -> (U,) or (C,)."""
-    return g.sum(axis=0) if g.ndim == 2 else _physical(g).sum(axis=3).sum(axis=(0, 2))
+    if g.ndim == 2:
+        return g.sum(axis=0)
+    g = _physical(g)
+    g = g.reshape(*g.shape[:2], g.shape[2] * g.shape[3])
+    sums = np.empty(g.shape[:2], g.dtype)
+
+    def rows(a, b):
+        g[a:b].sum(axis=2, out=sums[a:b])
+
+    _over_rows(rows, g)
+    return sums.sum(axis=0)
 
 
 def dense(x, w, b, relu):
@@ -227,7 +239,7 @@ def relu_grad(g, y):
     def rows(a, b):
         np.multiply(g[a:b], y[a:b] > 0, out=gx[a:b])
 
-    _over_rows(rows, len(g))
+    _over_rows(rows, g)
     return _logical(gx)
 
 
@@ -246,16 +258,17 @@ def max_pool2d(x, size):
     if not 1 <= size <= 16 or size > min(x.shape[2:]):
         raise ValueError(f"pool size must be 1 to 16 and at most the image's {x.shape[2:]}, got {size}")
     first, *others = _windows(_physical(x), size)
-    y = first.copy()
+    y = np.empty(first.shape, x.dtype)
     winner = np.zeros(y.shape, np.uint8)
 
     def rows(a, b):
+        y[a:b] = first[a:b]
         for position, member in enumerate(others, 1):
             larger = (member[a:b] > y[a:b]).view(np.uint8)
             np.maximum(winner[a:b], larger * np.uint8(position), out=winner[a:b])
             np.maximum(y[a:b], member[a:b], out=y[a:b])
 
-    _over_rows(rows, len(y))
+    _over_rows(rows, y)
     return _logical(y), _logical(winner)
 
 
@@ -276,7 +289,7 @@ def max_pool2d_grad(g, x, y, winner, size, ties):
             chosen = winner[a:b] == position if ties == "first" else member[a:b] == y[a:b]
             np.multiply(g[a:b], chosen, out=target[a:b])
 
-    _over_rows(rows, len(y))
+    _over_rows(rows, y)
     return _logical(gx)
 
 
