@@ -20,15 +20,19 @@ from minicnn.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
-# The paper's three networks (section 4 and "Training parameters"): temperature T, learning rate, teacher.
+# The paper's three networks (section 4): whether trained at the temperature of the options, and their teacher.
 NETWORKS = {
-    "standard": {"temperature": 1.0, "learning_rate": 0.1, "teacher": None},
-    "temperature": {"temperature": 20.0, "learning_rate": 0.1, "teacher": None},
-    "distilled": {"temperature": 20.0, "learning_rate": 0.05, "teacher": "temperature"},
+    "standard": {"hot": False, "teacher": None},
+    "temperature": {"hot": True, "teacher": None},
+    "distilled": {"hot": True, "teacher": "temperature"},
 }
 
-# The paper's protocol is that of MNIST; 1,500 digits need smaller batches, and fewer epochs to the same accuracy.
-PROTOCOL = {"mnist": {"batch": 128, "epochs": 50, "images": 1000}, "digits": {"batch": 32, "epochs": 30, "images": 297}}
+# The paper's protocol ("Training parameters") is that of MNIST. The 1,500 digits need smaller batches, and the full
+# rate for the distilled network too: at half of it, it is still at chance after 30 epochs of 46 steps.
+PROTOCOL = {
+    "mnist": {"batch": 128, "epochs": 50, "images": 1000, "learning_rate": 0.1, "distilled_rate": 0.05},
+    "digits": {"batch": 32, "epochs": 30, "images": 297, "learning_rate": 0.1, "distilled_rate": 0.1},
+}
 
 
 class UsageError(ValueError):
@@ -171,8 +175,8 @@ def recipe(name, options):
     """The Recipe of one of the NETWORKS under the options of training."""
     protocol, network = PROTOCOL[options.dataset], NETWORKS[name]
     return training.Recipe(
-        temperature=1.0 if network["temperature"] == 1.0 else options.temperature,
-        learning_rate=network["learning_rate"],
+        temperature=options.temperature if network["hot"] else 1.0,
+        learning_rate=protocol["distilled_rate" if network["teacher"] else "learning_rate"],
         batch=options.batch or protocol["batch"],
         epochs=options.epochs or protocol["epochs"],
         seed=options.seed,
