@@ -112,7 +112,8 @@ def run(main, parser, results=None):
     options.json = options.json or options.out / (results or f"{experiment_name()}.json")
     use_one_blas_thread()
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        for folder in (options.out, options.json.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         main(options)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
