@@ -113,7 +113,7 @@ def run(main, parser, results=None):
     use_one_blas_thread()
     try:
         for folder in (options.out, options.json.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
         main(options)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
@@ -121,6 +121,15 @@ def run(main, parser, results=None):
     except KeyboardInterrupt:
         print("\nstopped; what is computed is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+def _make_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder} ({error.strerror}): choose another --out or --json") from None
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"the folder {folder} cannot be written to: choose another --out or --json")
 
 
 def experiment_name():
