@@ -1,6 +1,7 @@
 """The benchmark runs and writes what it promises; how fast is no matter of a test."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -62,8 +63,8 @@ def test_torch_makes_the_same_attack(algorithm):
 
 def test_without_torch_one_clear_error(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError\n")
-    script = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('experiments.benchmark', run_name='__main__')"
-    command = [sys.executable, "-c", script, tmp_path, "--against", "torch", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "experiments.benchmark", "--against", "torch", "--out", tmp_path]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 2
     assert done.stderr.strip() == "error: --against torch needs PyTorch: pip install 'minicnn[benchmark]'"
