@@ -127,7 +127,8 @@ def _make_folder(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make the folder {folder} ({error.strerror}): choose another --out or --json") from None
+        reason = error.strerror
+        raise UsageError(f"cannot make the folder {folder} ({reason}): choose another --out or --json") from None
     if not os.access(folder, os.W_OK):
         raise UsageError(f"the folder {folder} cannot be written to: choose another --out or --json")
 
