@@ -62,12 +62,20 @@ def positive(kind):
     return parse
 
 
+def seed(text):
+    """An argparse type: an integer of 64 bits, what Philox has for a key."""
+    value = int(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"must be 0 to 2^64 - 1, got {text}")
+    return value
+
+
 def arguments(module_doc):
     """A parser with the options that every experiment has; its description is the experiment's docstring."""
     parser = argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits", help="default: digits")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--seed", type=int, default=0, help="of initial weights, shuffling and dropout; default: 0")
+    parser.add_argument("--seed", type=seed, default=0, help="of initial weights, shuffling and dropout; default: 0")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results; default: runs/DATASET")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results as JSON; default: in the folder")
     return parser
@@ -114,6 +122,8 @@ def run(main, parser, results=None):
     try:
         for folder in (options.out, options.json.parent):
             _make_folder(folder)
+        if options.json.is_dir():
+            raise UsageError(f"{options.json} is a folder: choose a file for --json")
         main(options)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
