@@ -208,12 +208,17 @@ def gradient_budget(network, reference, images, labels, options, T=None):
     terms: mean of each term's difference; they sum to mean_of_log10. by_image: the arrays that all of it is from.
     measured: against plain float64 maps, on the images where those have digits (1 - p_k above 10^-8 in both).
     prediction: T_training exp(-(T_training - 1) m) against the same network's loss at z / T_training, and `reference`.
+    Raises UsageError where no image is left.
     """
     base = options.attack_temperature
     T = base if T is None else T
     ours, theirs = (map_sizes(n, images, labels, t, options) for n, t in ((network, T), (reference, base)))
     both = (ours["logits"].argmax(axis=1) == labels) & (theirs["logits"].argmax(axis=1) == labels)
     difference = {name: (ours[name] - theirs[name])[both] for name in ("size", "temperature", "saturation", "jacobian")}
+    if not both.any():
+        raise common.UsageError(
+            f"gradients cannot be compared: of {len(images)} images both networks see none correctly"
+        )
     ratio = difference["size"]
     with np.errstate(invalid="ignore"):
         seen = (ours["plain_size"] - theirs["plain_size"])[both]
@@ -254,7 +259,7 @@ def gradient_budget(network, reference, images, labels, options, T=None):
             "same_network_median_difference": float(np.median(np.abs(same - predicted))),
             "same_network_largest_difference": float(np.abs(same - predicted).max()),
             "reference_median_difference": float(np.median(np.abs(ratio - predicted))),
-            "reference_correlation": float(np.corrcoef(ratio, predicted)[0, 1]),
+            "reference_correlation": float(np.corrcoef(ratio, predicted)[0, 1]) if len(ratio) > 1 else math.nan,
         }
     return figures
 
@@ -333,14 +338,14 @@ def _curve(attacked, moves, pixels):
     return {"attacked": int(attacked.sum()), "succeeded": np.cumsum(counts).tolist()}
 
 
-def success_by_pixels(network, reference, images, labels, options):
-    """Successes after 0 to N moves, N the pixels of an image: name -> {attacked, succeeded: N + 1 counts}.
+def success_by_pixels(network, reference, images, labels, options, pixels=None):
+    """Successes after 0 to `pixels` moves, all of an image by default: name -> {attacked, succeeded: a list of counts}.
 
     algorithm_1_plain, algorithm_1_scaled, algorithm_3_plain, algorithm_3_scaled: on the network itself. random: pixels
     raised in an order drawn from the seed. transfer: raised in the order of Algorithm 1 (scaled) on `reference`, which
     knows nothing of the network; absent where both are the same. The decision is looked at after every move in all.
     """
-    pixels = images[0].size
+    pixels = images[0].size if pixels is None else pixels
     curves = {}
     for algorithm in ("1", "3"):
         for arithmetic in ("plain", "scaled"):
@@ -350,7 +355,7 @@ def success_by_pixels(network, reference, images, labels, options):
             curves[f"algorithm_{algorithm}_{arithmetic}"] = _curve(result.attacked, moves, pixels)
     setting = dataclasses.replace(common.setting(options, "scaled"), limit=pixels)
     rng = np.random.default_rng(options.seed)
-    scores = {"random": lambda: rng.random((len(images), pixels))}
+    scores = {"random": lambda: rng.random((len(images), images[0].size))}
     if reference is not network:
         scores["transfer"] = lambda: saliency_maps(reference, images, labels, setting.T).maps.reshape(len(images), -1)
     for name, score in scores.items():
@@ -428,7 +433,9 @@ def judge(one_step, iterative, transfer, random, unbounded):
     if failed:
         names = "; ".join(failed)
         fail = "fails" if len(failed) == 1 else "fail"
-        sentence = f"{len(failed)} of {len(checks)} checks {fail} ({names}): its {success} is no evidence of robustness."
+        sentence = (
+            f"{len(failed)} of {len(checks)} checks {fail} ({names}): its {success} is no evidence of robustness."
+        )
     else:
         sentence = f"All {len(checks)} checks pass: no sign of gradient masking in its {success}."
     return {"checks": checks, "failed": len(failed), "sentence": sentence}
