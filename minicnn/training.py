@@ -44,6 +44,10 @@ class Recipe:
         for name in ("learning_rate", "batch", "epochs"):
             if not getattr(self, name) > 0:
                 raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise TrainingError(f"momentum must be at least 0 and below 1, got {self.momentum}")
+        if not self.l2 >= 0:
+            raise TrainingError(f"l2 must be at least 0, got {self.l2}")
 
 
 def evaluate(network, images, labels, T=1.0):
@@ -133,6 +137,8 @@ def _resume(path, run, fingerprint):
         differ = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in new if old.get(k) != new[k])
         raise TrainingError(f"{path} is the checkpoint of another run ({differ}): remove it or choose another folder")
     velocity = {name.removeprefix("velocity/"): state.pop(name) for name in list(state) if name.startswith("velocity/")}
+    if set(velocity) != set(run.optimiser.velocity):
+        raise TrainingError(f"{path} lacks the momentum of some parameters: remove it or choose another folder")
     set_weights(run.network, state, source=path)
     for name, values in velocity.items():
         run.optimiser.velocity[name][...] = run.device.asarray(values)

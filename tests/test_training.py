@@ -19,7 +19,7 @@ import pytest
 from minicnn import data
 from minicnn.autograd import Tensor
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
-from minicnn.networks import WeightsError, load_npz, predict, save_weights
+from minicnn.networks import WeightsError, load_npz, predict, save_npz, save_weights
 from minicnn.ops import cross_entropy
 from minicnn.training import Recipe, TrainingError, distilled_labels, evaluate, fit
 
@@ -224,6 +224,8 @@ def test_divergence(device, tmp_path, learning_rate):
         ({"learning_rate": float("nan")}, TrainingError, "learning_rate must be positive, got nan"),
         ({"batch": 0}, TrainingError, "batch must be positive, got 0"),
         ({"epochs": -1}, TrainingError, "epochs must be positive, got -1"),
+        ({"momentum": 1}, TrainingError, "momentum must be at least 0 and below 1, got 1"),
+        ({"l2": -0.1}, TrainingError, "l2 must be at least 0, got -0.1"),
     ],
 )
 def test_recipes_that_are_refused(change, error, message):
@@ -307,6 +309,11 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         with pytest.raises(WeightsError, match=f"^{checkpoint}: not a readable .npz file"):
             fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
         assert checkpoint.read_bytes() == contents
+    checkpoint.write_bytes(whole)
+    arrays = load_npz(checkpoint)
+    save_npz(checkpoint, {name: array for name, array in arrays.items() if name != "velocity/dense2_b"})
+    with pytest.raises(TrainingError, match=f"^{checkpoint} lacks the momentum of some parameters: remove it"):
+        fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
     save_weights(small(), checkpoint)
     with pytest.raises(TrainingError, match=f"^{checkpoint} is no checkpoint of this program: remove it"):
         fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
