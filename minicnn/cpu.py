@@ -37,11 +37,13 @@ set_threads(min(ROW_BLOCKS, _available_cores()))
 
 
 def _over_rows(job, array):
-    """Run job(first, last) over the rows of an array cut into ROW_BLOCKS blocks; the cut, and so every sum, is the same
-    for any number of threads. A small array is not worth handing out. Returns the results in order."""
+    """Run job(first, last) over the rows of an array cut into ROW_BLOCKS blocks, or one where it is small; the cut, and
+    so every sum, is the same for any number of threads. Returns the results in order."""
+    if array.size <= CACHED:
+        return [job(0, len(array))]
     cuts = [len(array) * block // ROW_BLOCKS for block in range(ROW_BLOCKS + 1)]
     blocks = [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
-    return list((_pool.map if _pool and array.size > CACHED else map)(lambda block: job(*block), blocks))
+    return list((_pool.map if _pool else map)(lambda block: job(*block), blocks))
 
 
 def _physical(x):
@@ -74,15 +76,27 @@ def _row_groups(x, first_row, last_row, top, kernel_height, at_once):
     (rows, taps C, W N): a view, in which neighbours share input rows.
     """
     height, channels, width, images = x.shape
-    row_size = channels * width * images * x.itemsize
+    shape = max(0, height - kernel_height + 1), kernel_height * channels, width * images
+    strides = channels * width * images * x.itemsize, width * images * x.itemsize, x.itemsize
+    all_lines = np.lib.stride_tricks.as_strided(x, shape, strides)
     r = first_row
     while r < last_row:
         first, last = max(0, r - top), min(height, r - top + kernel_height)
-        count = min(at_once, last_row - r, height - last + 1) if last - first == kernel_height else 1
-        shape = count, max(0, last - first) * channels, width * images
-        lines = np.lib.stride_tricks.as_strided(x[first:], shape, (row_size, width * images * x.itemsize, x.itemsize))
-        yield slice(r, r + count), slice(first - (r - top), last - (r - top)), lines
-        r += count
+        if last - first == kernel_height:
+            lines = all_lines[first : first + min(at_once, last_row - r)]
+        else:
+            lines = x[first:last].reshape(1, -1, width * images)
+        yield slice(r, r + len(lines)), slice(first - (r - top), last - (r - top)), lines
+        r += len(lines)
+
+
+def _with_rows_around(x, above, rows):
+    """x as rows above.. of an array of `rows` rows, zeros elsewhere; x itself where nothing is to be added."""
+    if len(x) == rows:
+        return x
+    padded = np.zeros((rows, *x.shape[1:]), x.dtype)
+    padded[above : above + len(x)] = x
+    return padded
 
 
 def _shifts(left, kernel_width, width, width_out, images):
@@ -114,6 +128,8 @@ def _correlate(x, w, size_out, offset, bias=None, relu=False):
     y = np.empty((rows_out, filters, width_out, images), x.dtype)
     if not images:
         return y
+    if y.size <= CACHED:
+        x, top = _with_rows_around(x, top, rows_out + kernel_height - 1), 0
     matrices = y.reshape(rows_out, filters, -1)
     shifts = list(_shifts(left, kernel_width, width, width_out, images))
     at_once = max(1, CACHED // matrices[0].size)
