@@ -1,15 +1,20 @@
-"""Run the tests of the CUDA sources under sanitizers: python -m tests.sanitize [address|thread] [pytest arguments].
+"""Run the tests of the CUDA sources under sanitizers: python -m tests.sanitize [address] [thread] [pytest arguments].
 
 The kernels are built with AddressSanitizer + UndefinedBehaviorSanitizer, or with ThreadSanitizer, whose library has to
-be loaded before the interpreter: so the tests run in a process of their own. Without a name both run, one by one.
+be loaded before the interpreter: so the tests run in a process for each, side by side. Without a name it is both.
 """
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cuda_on_cpu import emulator
+
+# What launches kernels. Left out is what launches the same kernels once more and takes minutes when instrumented.
+FILES = tuple(f"tests/test_{name}.py" for name in ("kernels", "ops", "gradients", "saliency", "training"))
+SELECTED = "cuda_on_cpu and not paper_cnn and not ten_thousand"
 
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,3 +59,27 @@ def run(sanitizer, *arguments, **options):
 def _can_fix_addresses():
     """ThreadSanitizer has its own plan of memory, which Linux, where it spreads addresses widely, may run across."""
     return subprocess.run("setarch --addr-no-randomize true", shell=True, capture_output=True).returncode == 0
+
+
+def main():
+    chosen = [argument for argument in sys.argv[1:] if argument in LIBRARIES] or list(LIBRARIES)
+    others = [argument for argument in sys.argv[1:] if argument not in LIBRARIES]
+    if missing():
+        sys.exit(f"sanitize: {missing()}")
+
+    def test(sanitizer):
+        # Captured by pytest, a report would go down with the process that it ends.
+        command = ("-m", "pytest", "-q", "--exitfirst", "--capture=sys", "-k", SELECTED, *FILES, *others)
+        return run(sanitizer, *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    failed = []
+    with ThreadPoolExecutor() as pool:
+        for sanitizer, process in zip(chosen, pool.map(test, chosen), strict=True):
+            print(f"{sanitizer}:\n{process.stdout}")
+            failed += [sanitizer] if process.returncode else []
+    if failed:
+        sys.exit(f"sanitize: failed under {' and '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 A report ends the process, so that each launch is one: python -m tests.test_sanitizers LAUNCH.
 """
 
+import re
 import sys
 
 import numpy as np
@@ -100,7 +101,26 @@ def test_a_planted_defect_is_reported_with_its_file(sanitizer, launch, report):
     process = launched(sanitizer, launch)
     assert process.returncode != 0
     assert report in process.stderr, process.stderr
-    assert "planted.cu:" in process.stderr
+    assert re.search(r"[\s']planted\.cu:\d+", process.stderr)
+
+
+@needs_sanitizers
+def test_make_sanitize_fails_with_the_report_of_a_test(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "test_launches.py"
+    file.write_text(
+        "from tests.test_sanitizers import LAUNCHES\n"
+        "def test_right(): LAUNCHES['right kernels']()\n"
+        "def test_wrong(): LAUNCHES['no syncthreads']()\n"
+    )
+    monkeypatch.setattr(sanitize, "FILES", (str(file),))
+    monkeypatch.setattr(sys, "argv", ["sanitize", "thread"])
+    monkeypatch.setattr(sanitize, "SELECTED", "test_right")
+    sanitize.main()
+    assert "1 passed" in capsys.readouterr().out
+    monkeypatch.setattr(sanitize, "SELECTED", "test_wrong")
+    with pytest.raises(SystemExit, match="failed under thread"):
+        sanitize.main()
+    assert "ThreadSanitizer: data race planted.cu:" in capsys.readouterr().out
 
 
 if __name__ == "__main__":

@@ -321,7 +321,7 @@ def _built(source, flags, headers, folder):
     library = cache / f"{key}.so"
     if not library.exists():
         # Reports call a file by its name alone, wherever it lay when it was built.
-        names = (f"-ffile-prefix-map={folder}/=", f"-ffile-prefix-map={HERE}/=")
+        names = (f"-ffile-prefix-map={folder}/=", f"-ffile-prefix-map={Path.cwd()}=.")
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             text, result = Path(temporary, "source.cpp"), Path(temporary, "result.so")
             text.write_text(source)
