@@ -473,11 +473,8 @@ def cost(network, images, labels, options):
     On the first COST_IMAGES that the network classifies correctly, in plain arithmetic, as the paper had it. Not
     counted: the pass that finds out whether a sample is classified correctly (Definition 1). A move that changes
     nothing, such as lowering a black pixel, is known to change nothing and costs no pass: counted is less than at most.
-    Raises UsageError where the network is right on no image.
     """
     right = np.flatnonzero(networks.predict(network, images).argmax(axis=1) == labels)[:COST_IMAGES]
-    if len(right) == 0:
-        raise common.UsageError(f"passes cannot be counted: none of the {len(images)} images is classified correctly")
     setting = common.setting(options, "plain")
     N, M = images[0].size, options.limit
     figures = {}
@@ -503,9 +500,17 @@ PARTS = ("arithmetics", "control", "gradient_budget", "two_by_two_by_two", "succ
 
 def run_part(part, trained, dataset, options):
     """One of PARTS on name -> network and the first test images: the dict or list that its function returns, by network
-    where it is about one. Attacks take options.images or ATTACKED images, gradient_budget options.images or all."""
+    where it is about one. Attacks take options.images or ATTACKED images, gradient_budget options.images or all.
+
+    Raises UsageError where one of the networks is right on no image: there is nothing to attack.
+    """
     count = options.images or ATTACKED[options.dataset]
     images, labels = dataset.test_images[:count], dataset.test_labels[:count]
+    for name, network in trained.items():
+        if not (networks.predict(network, images).argmax(axis=1) == labels).any():
+            raise common.UsageError(
+                f"{name} classifies none of the first {len(images)} test images correctly: train it"
+            )
     standard = trained["standard"]
     paper = {name: trained[name] for name in PAPER_NETWORKS if name in trained}
     others = {name: network for name, network in paper.items() if name != "standard"}

@@ -396,11 +396,6 @@ def test_passes_of_the_text_at_100_moves():
     }
 
 
-def test_cost_without_a_correct_image_is_an_error(base, images, labels, options):
-    with pytest.raises(common.UsageError, match="none of the 6 images"):
-        masking.cost(base, images, (labels + 1) % 10, options)
-
-
 # The command
 
 
@@ -432,6 +427,12 @@ def _few_pixels(network, reference, images, labels, options):
     """Curves without attacks: one success of two from the tenth move on."""
     names = set(masking_show.CURVES) - ({"transfer"} if reference is network else set())
     return {name: {"attacked": 2, "succeeded": [0] * 10 + [1] * 775} for name in names}
+
+
+def test_a_network_that_is_never_right_is_an_error(base, digits, options):
+    negative = {"standard": masking.rescaled(base, -1)}
+    with pytest.raises(common.UsageError, match="standard classifies none of the first 6 test images"):
+        masking.run_part("control", negative, digits, options)
 
 
 def test_weights_must_name_a_standard_network(options):
