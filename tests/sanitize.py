@@ -14,7 +14,7 @@ from tests.cuda_on_cpu import emulator
 
 # What launches kernels. Left out is what launches the same kernels once more and takes minutes when instrumented.
 FILES = tuple(f"tests/test_{name}.py" for name in ("kernels", "ops", "gradients", "saliency", "training"))
-SELECTED = "cuda_on_cpu and not paper_cnn and not ten_thousand"
+SELECTED = "cuda_on_cpu and not paper_cnn and not 5x5 and not ten_thousand"
 
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emula
 PLANTED = emulator.HERE / "planted.cu"
 TEMPLATES = ("scale<float>", "scale<double>", "row_sums<float>", "row_sums<double>")
 PLAIN = (
-    "reverse shuffles uneven_history votes reverse_warp drifting_warps divergent_barrier two_barriers "
-    "divergent_shuffle two_masks outside_own_mask unwritten last_block count positions static_overrun vectors"
+    "reverse shuffles uneven_history votes reverse_warp drifting_warps divergent_barrier two_barriers two_masks "
+    "divergent_shuffle outside_own_mask unwritten last_block count positions static_overrun vectors intrinsics"
 ).split()
 SEEDS = range(1, 6)
 DTYPES = (np.float32, np.float64)
@@ -143,6 +143,19 @@ def test_vectors_bytes_wide_integers_and_booleans_are_passed_as_they_are(planted
     assert np.all(y.get()[:, 1] == -(2.0**40))
     planted("vectors")((1,), (8,), (x, y, small, np.int64(0), np.bool_(False)))
     assert np.array_equal(y.get()[:, 1], np.arange(8))
+
+
+def test_intrinsics(planted):
+    x = np.array([-2, 0.25, 1 / 3, 3, np.nan, np.inf], np.float32)
+    u = np.array([0, 3, 7, 1000, 2**31, 2**32 - 1], np.uint32)
+    of_floats, of_integers = xp.empty((5, 6), np.float32), xp.empty((3, 6), np.uint32)
+    planted("intrinsics")((1,), (6,), (xp.asarray(x), xp.asarray(u), of_floats, of_integers, np.int32(6)))
+    exact = x.astype(np.float64)
+    expected = [np.fmax(x, np.float32(0.5)), np.fmin(x, np.float32(0.5)), (exact * exact - 1).astype(np.float32), -x]
+    assert np.array_equal(of_floats.get()[:4], expected, equal_nan=True)
+    np.testing.assert_allclose(of_floats.get()[4], np.exp(x), rtol=3e-7)
+    high = (u.astype(np.uint64) * 0xD2511F53 >> 32).astype(np.uint32)
+    assert np.array_equal(of_integers.get(), [high, np.maximum(u, 7), np.minimum(u >> 1, 7)])
 
 
 def test_the_portable_fiber_switch_gives_the_same_bits(tmp_path):

@@ -62,23 +62,7 @@ std::common_type_t<A, B> min(A a, B b) {
     if constexpr (std::is_floating_point_v<T>) return fmin(T(a), T(b));
     else return T(b) < T(a) ? T(b) : T(a);
 }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float rsqrt(float x) { return 1.0f / sqrtf(x); }
-inline double rsqrt(double x) { return 1.0 / sqrt(x); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dsub_rn(double a, double b) { return a - b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
-inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline int __ffs(int bits) { return __builtin_ffs(bits); }
-inline int __clz(int bits) { return bits ? __builtin_clz(bits) : 32; }
 
 namespace cuda_on_cpu {
 template <class To, class From>
@@ -90,11 +74,7 @@ To bits_as(From value) {
 }
 }  // namespace cuda_on_cpu
 inline unsigned __float_as_uint(float x) { return cuda_on_cpu::bits_as<unsigned>(x); }
-inline int __float_as_int(float x) { return cuda_on_cpu::bits_as<int>(x); }
 inline float __uint_as_float(unsigned x) { return cuda_on_cpu::bits_as<float>(x); }
-inline float __int_as_float(int x) { return cuda_on_cpu::bits_as<float>(x); }
-inline long long __double_as_longlong(double x) { return cuda_on_cpu::bits_as<long long>(x); }
-inline double __longlong_as_double(long long x) { return cuda_on_cpu::bits_as<double>(x); }
 
 // Memory. Atomics are for integers: sums of floats in no fixed order have no place in a deterministic engine.
 

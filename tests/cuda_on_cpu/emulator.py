@@ -1,7 +1,7 @@
 """Build .cu files for the CPU and call their kernels as those of a cupy.RawModule.
 
-    module = load("kernels/dense.cu", ["dense_forward<float>"])
-    module.get_function("dense_forward<float>")((blocks,), (256,), (x, y, np.int32(n)), shared_mem=0)
+    module = load("kernels/relu.cu", ["relu<float>"])
+    module.get_function("relu<float>")((blocks,), (256,), (x, y, np.int64(x.size)), shared_mem=0)
 
 The source stays as it is: g++ compiles it behind cuda_shim.h. Launches check what CuPy and the GPU leave unchecked: the
 number of arguments, the exact width of scalars, dtype and contiguity of arrays. Needs g++ on Linux; `missing()` tells.

@@ -171,3 +171,16 @@ extern "C" __global__ void vectors(const float4 *x, double2 *y, const unsigned c
     const float4 v = x[threadIdx.x];
     y[threadIdx.x] = make_double2(v.x + v.y, flag ? double(step) : double(bytes[threadIdx.x]));
 }
+
+// The intrinsics, each on x and a constant.
+extern "C" __global__ void intrinsics(const float *x, const unsigned *u, float *of_floats, unsigned *of_integers, int n) {
+    const int i = threadIdx.x;
+    of_floats[i] = max(x[i], 0.5f);
+    of_floats[n + i] = min(x[i], 0.5f);
+    of_floats[2 * n + i] = fmaf(x[i], x[i], -1.0f);
+    of_floats[3 * n + i] = __uint_as_float(__float_as_uint(x[i]) ^ 0x80000000u);
+    of_floats[4 * n + i] = exp(__ldg(x + i));  // the float function, as in CUDA
+    of_integers[i] = __umulhi(u[i], 0xD2511F53u);
+    of_integers[n + i] = max(u[i], 7u);
+    of_integers[2 * n + i] = min(int(u[i] >> 1), 7);
+}
