@@ -36,9 +36,10 @@ def op(function):
     @functools.wraps(function)
     def apply(*args, **options):
         tensors = [a for a in args if isinstance(a, Tensor)]
-        kinds = {(backend.of(t.data).name, t.data.dtype.name) for t in tensors}
+        kinds = {(backend.of(t.data).name, t.data.dtype) for t in tensors}
         if len(kinds) > 1:
-            raise TypeError(f"{function.__name__}: arguments differ in device or dtype: {sorted(kinds)}")
+            found = sorted((name, dtype.name) for name, dtype in kinds)
+            raise TypeError(f"{function.__name__}: arguments differ in device or dtype: {found}")
         value, pullbacks = function(*(a.data if isinstance(a, Tensor) else a for a in args), **options)
         if tensors and value.dtype != tensors[0].dtype:
             raise TypeError(f"{function.__name__}: a constant turns {tensors[0].dtype} into {value.dtype}")
