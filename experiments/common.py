@@ -72,7 +72,11 @@ def seed(text):
 
 def arguments(module_doc):
     """A parser with the options that every experiment has; its description is the experiment's docstring."""
-    parser = argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{experiment_name()}",
+        description=module_doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits", help="default: digits")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--seed", type=seed, default=0, help="of initial weights, shuffling and dropout; default: 0")
