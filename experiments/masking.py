@@ -38,7 +38,7 @@ TABLE = {
 PAPER_NETWORKS = ("standard", "temperature", "distilled")
 
 ATTACKED = {"digits": 100, "mnist": 300}  # images of the parts that attack
-COST_IMAGES = 4
+COST_IMAGES = 2
 
 # The attack behind the verdict, and the same with its map computed again after every move.
 ONE_STEP = "3"
@@ -414,7 +414,9 @@ def judge(one_step, iterative, transfer, random, unbounded):
     Against a network whose gradients are useful an iterative attack beats one step, an attack with the gradient beats
     transfer and random search, and an unlimited budget always succeeds. Each is a check. It passes where the figures
     show it: Wilson 95 % intervals apart, or nothing left to succeed on; otherwise it fails. transfer may be None.
-    Their fifth sign, success that does not grow with the budget, cannot occur where successes are counted cumulatively.
+    All attacked counts are above 0. Their fifth sign, success that does not grow with the budget, cannot occur where
+    successes are counted cumulatively; and with every pixel moved little of the digit is left, so that the check of an
+    unlimited budget is easily passed.
     """
     checks = [
         _above("iterative against one step", "iterative", iterative, "one step", one_step),
@@ -429,15 +431,13 @@ def judge(one_step, iterative, transfer, random, unbounded):
     ]
     checks = [check for check in checks if check]
     failed = [check["check"] for check in checks if not check["passed"]]
-    success = f"success of {one_step[0] / one_step[1]:.1%}" if one_step[1] else "success"
+    success = f"Algorithm {ONE_STEP}'s success rate of {one_step[0] / one_step[1]:.1%}"
     if failed:
         names = "; ".join(failed)
         fail = "fails" if len(failed) == 1 else "fail"
-        sentence = (
-            f"{len(failed)} of {len(checks)} checks {fail} ({names}): its {success} is no evidence of robustness."
-        )
+        sentence = f"{len(failed)} of {len(checks)} checks {fail} ({names}): {success} measures no robustness."
     else:
-        sentence = f"All {len(checks)} checks pass: no sign of gradient masking in its {success}."
+        sentence = f"All {len(checks)} checks pass: no sign of gradient masking behind {success}."
     return {"checks": checks, "failed": len(failed), "sentence": sentence}
 
 
@@ -448,11 +448,13 @@ def _above(title, name, ours, other_name, others):
         relation = "above"
     elif high < other_low:
         relation = "below"
+    elif 0 < ours[1] == ours[0]:
+        relation = "as high as can be beside"
     else:
         relation = "not told apart from"
     return {
         "check": title,
-        "passed": relation == "above" or 0 < ours[1] == ours[0],
+        "passed": relation in ("above", "as high as can be beside"),
         "figures": {name: _rate(ours), other_name: _rate(others)},
         "ground": f"{name} {_share(ours)}, {relation} {other_name} {_share(others)}",
     }
@@ -470,12 +472,12 @@ def _share(pair):
 def cost(network, images, labels, options):
     """Passes that each algorithm spends on an image, counted and at most: algorithm -> figures.
 
-    On the first COST_IMAGES that the network classifies correctly, in plain arithmetic, as the paper had it. Not
+    On the first COST_IMAGES that the network classifies correctly, in scaled arithmetic, which succeeds early. Not
     counted: the pass that finds out whether a sample is classified correctly (Definition 1). A move that changes
     nothing, such as lowering a black pixel, is known to change nothing and costs no pass: counted is less than at most.
     """
     right = np.flatnonzero(networks.predict(network, images).argmax(axis=1) == labels)[:COST_IMAGES]
-    setting = common.setting(options, "plain")
+    setting = common.setting(options, "scaled")
     N, M = images[0].size, options.limit
     figures = {}
     for algorithm, (forwards, backwards, claim) in COSTS.items():

@@ -154,10 +154,12 @@ def _remarks(network, name, budget):
     """Sentences on the paper's 10^10, and on how well the split and the prediction hold."""
     lines, measured = [], budget["measured"]
     if budget["T"] == 1:
+        names = ("median", "log10_of_mean", "log10_of_ratio_of_means")
+        median, mean, means = (f"10^{-budget[statistic]:.1f}" for statistic in names)
+        share = budget["share_smaller_than_the_paper_says"]
         lines.append(
-            f"  {network}: the paper says 10^10 times smaller; the median image says 10^{-budget['median']:.1f}, the mean of "
-            f"the ratios 10^{-budget['log10_of_mean']:.1f}, the means' ratio 10^{-budget['log10_of_ratio_of_means']:.1f}; "
-            f"{budget['share_smaller_than_the_paper_says']:.1%} of the images have lost more than 10^10"
+            f"  {network}: the paper says 10^10 times smaller; the median image says {median}, the mean of the ratios "
+            f"{mean}, the ratio of the means {means}; {share:.1%} of the images lost more than 10^10"
         )
     if measured["images"]:
         lines.append(

@@ -336,7 +336,10 @@ HEALTHY = {
 def test_a_network_with_useful_gradients_passes_every_check():
     found = masking.judge(**HEALTHY)
     assert found["failed"] == 0 and [c["passed"] for c in found["checks"]] == [True] * 4
-    assert found["sentence"] == "All 4 checks pass: no sign of gradient masking in its success of 70.0%."
+    assert (
+        found["sentence"]
+        == "All 4 checks pass: no sign of gradient masking behind Algorithm 3's success rate of 70.0%."
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,7 +356,10 @@ def test_each_figure_turns_its_check(changed, value, check, ground):
     found = masking.judge(**HEALTHY | {changed: value})
     failed = [c for c in found["checks"] if not c["passed"]]
     assert [c["check"] for c in failed] == [check] and ground in failed[0]["ground"]
-    assert found["sentence"] == f"1 of 4 checks fails ({check}): its success of 70.0% is no evidence of robustness."
+    assert (
+        found["sentence"]
+        == f"1 of 4 checks fails ({check}): Algorithm 3's success rate of 70.0% measures no robustness."
+    )
 
 
 def test_an_attack_that_always_succeeds_needs_no_better_one():
