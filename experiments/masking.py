@@ -11,7 +11,8 @@ Seven parts, each a function from networks, images and options to plain numbers:
     cost               passes counted per algorithm, beside the paper's O(N), O(N + M), O(N^2)
 
 Networks come from the results folder, are trained where they are missing, or are named with --weights. Every attack is
-kept in DIR/parts: a run that was stopped goes on where it was. Writes masking.json, masking_budget.csv and PNG figures.
+kept in DIR/parts: a run that was stopped goes on where it was. Attacks take the first 100 digits or 300 images of MNIST,
+gradient_budget all test images, unless --images says otherwise. Writes masking.json, masking_budget.csv and PNG figures.
 """
 
 import argparse

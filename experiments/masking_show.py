@@ -150,12 +150,16 @@ def describe_budget(figures):
     return "\n".join([table(header, rows), *lines])
 
 
+def _times(exponent):
+    return f"10^{abs(exponent):.1f} {'smaller' if exponent < 0 else 'larger'}"
+
+
 def _remarks(network, name, budget):
     """Sentences on the paper's 10^10, and on how well the split and the prediction hold."""
     lines, measured = [], budget["measured"]
     if budget["T"] == 1:
         names = ("median", "log10_of_mean", "log10_of_ratio_of_means")
-        median, mean, means = (f"10^{-budget[statistic]:.1f}" for statistic in names)
+        median, mean, means = (_times(budget[statistic]) for statistic in names)
         share = budget["share_smaller_than_the_paper_says"]
         lines.append(
             f"  {network}: the paper says 10^10 times smaller; the median image says {median}, the mean of the ratios "

@@ -141,6 +141,11 @@ def test_algorithm_4_is_compared_on_the_same_images(results):
     assert verdicts(results)[claim].endswith("less often in scaled.")
 
 
+def test_algorithm_4_that_was_not_run_is_not_judged(results):
+    del results["runs"][0]["networks"]["standard"]["attacks"]["4"]
+    assert verdicts(results)["Algorithm 4 is more effective than 2"].startswith("Not judged: not run")
+
+
 def test_seeds_are_pooled_and_their_spread_is_shown(results):
     second = copy.deepcopy(results["runs"][0])
     second["networks"]["standard"]["attacks"]["1"] = figures(0.73, 0.84)

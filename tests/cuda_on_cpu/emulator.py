@@ -28,15 +28,16 @@ from tests.cuda_on_cpu.device import DeviceArray, submit
 HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX", "g++")
 BASE_FLAGS = ("-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-g1", "-Wall")
-SANITIZERS = {
+SANITIZERS = {  # at -O1: what they are slow with is building
     "": (),
     "address": (
+        "-O1",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
         "-fsanitize-sections=cuda_shared",
         "-fno-omit-frame-pointer",
     ),
-    "thread": ("-fsanitize=thread",),
+    "thread": ("-O1", "-fsanitize=thread"),
 }
 
 MAX_THREADS = 1024
