@@ -10,9 +10,10 @@ Seven parts, each a function from networks, images and options to plain numbers:
     verdict            the published signs of gradient masking, pass or fail
     cost               passes counted per algorithm, beside the paper's O(N), O(N + M), O(N^2)
 
-Networks come from the results folder, are trained where they are missing, or are named with --weights. Every attack is
-kept in DIR/parts: a run that was stopped goes on where it was. Attacks take the first 100 digits or 300 images of MNIST,
-gradient_budget all test images, unless --images says otherwise. Writes masking.json, masking_budget.csv and PNG figures.
+Networks come from the results folder, are trained where they are missing, or are named with --weights. Attacks take
+the first 100 digits or 300 images of MNIST and gradient_budget all test images, unless --images says otherwise. Every
+attack is kept in DIR/parts: a run that was stopped goes on from there. Writes masking.json, masking_budget.csv and PNG
+figures.
 """
 
 import argparse
