@@ -21,7 +21,8 @@ from minicnn.saliency import saliency_maps
 
 # Test images for the algorithms that try every pixel (4: after every move); Algorithms 1 and 3 take --images.
 EXPENSIVE = {"digits": {"2": 50, "author": 50, "4": 0}, "mnist": {"2": 1000, "author": 1000, "4": 50}}
-REFRESHED = ("standard", "temperature")
+# The networks that the table needs them on; Algorithms 1 and 3 run on all.
+ATTACKED = {"2": ("standard",), "author": ("standard", "temperature"), "4": ("standard",)}
 FIGURE_IMAGES = 8
 
 
@@ -34,7 +35,7 @@ def measure(name, network, dataset, options, store):
     if options.refreshed is not None:
         counts["4"] = options.refreshed
     for algorithm in attacks.ALGORITHMS:
-        if algorithm == "4" and (name not in REFRESHED or not counts["4"]):
+        if name not in ATTACKED.get(algorithm, common.NETWORKS) or not counts[algorithm]:
             continue
         count = min(counts[algorithm], len(dataset.test_labels))
         images, labels = dataset.test_images[:count], dataset.test_labels[:count]
