@@ -9,7 +9,7 @@
 #include "common.cuh"
 
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 1)
     max_pool2d(const T *__restrict__ x, T *__restrict__ y, unsigned char *__restrict__ winner, long long planes, int H,
                int W, int size) {
     const long long plane = (long long)blockIdx.x * blockDim.y + threadIdx.y;

@@ -15,7 +15,7 @@ __device__ __forceinline__ T larger(T a, T b) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 1)
     saliency_end(const T *__restrict__ g, const T *__restrict__ w, T *__restrict__ maps, T *__restrict__ summary, int O,
                  int P, int Q, int H, int W, int kernel_height, int kernel_width, int top, int left) {
     __shared__ T largest[256], smallest[256], sums[256], zeros[256];
