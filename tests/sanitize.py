@@ -76,7 +76,8 @@ def main():
     with ThreadPoolExecutor() as pool:
         for sanitizer, process in zip(chosen, pool.map(test, chosen), strict=True):
             print(f"{sanitizer}:\n{process.stdout}")
-            failed += [sanitizer] if process.returncode else []
+            if process.returncode:
+                failed.append(f"{sanitizer} (exit status {process.returncode})")
     if failed:
         sys.exit(f"sanitize: failed under {' and '.join(failed)}")
 
