@@ -18,7 +18,7 @@ import numpy as np
 from minicnn import attacks, backend, cpu, data, networks, training
 from minicnn.files import write_atomically
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.path.relpath(Path(__file__).parent / "results"))
 
 # The paper's three networks (section 4): whether trained at the temperature of the options, and their teacher.
 NETWORKS = {
