@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from minicnn import backend, cpu
+from minicnn import cpu
 from minicnn.networks import predict
 from minicnn.one_pixel import OnePixel
 from minicnn.ops import check_temperature
@@ -120,7 +120,6 @@ class _Scorer:
 
     def __init__(self, network, algorithm, setting):
         self.network, self.algorithm, self.setting = network, algorithm, setting
-        self.device = backend.of(next(iter(network.parameters().values())).data)
         self.score = self._by_gradient if algorithm.score == "gradient" else self._by_loss_difference
         self.forwards = self.backwards = 0
 
@@ -159,31 +158,20 @@ class _Scorer:
         return np.abs(after - before) if self.algorithm.absolute else after - before
 
     def _by_loss_difference(self, images, labels):
-        setting, device = self.setting, self.device
-        pixels = images.reshape(len(images), -1)
-        candidates = OnePixel(self.network, device.asarray(images))
-        before = self._loss(backend.to_host(candidates.logits), labels)
-        unchanged = self._difference(before, before)
-        scores = np.empty((len(images), pixels.shape[1], 2), images.dtype)
-        scores[...] = -np.inf if setting.skip_unchanged else unchanged[:, None, None]
+        setting = self.setting
+        values = np.array([setting.maximum, setting.minimum][: 1 + self.algorithm.lowers], images.dtype)
+        changes = images.reshape(len(images), -1, 1) != values
+        image, pixel, kind = np.nonzero(changes)
+        candidates = OnePixel(self.network, images)
+        before = self._loss(candidates.logits, labels)
+        after = self._loss(candidates.logits_with(image, pixel, values[kind]), labels[image])
+        scores = np.full(changes.shape, -np.inf, images.dtype)
+        if not setting.skip_unchanged:
+            scores[...] = self._difference(before, before)[:, None, None]
+        scores[image, pixel, kind] = self._difference(after, before[image])
         zero = np.ones(len(images), bool)
-        moves = [(RAISE, setting.maximum), (LOWER, setting.minimum)][: 1 + self.algorithm.lowers]
-        for pixel in range(pixels.shape[1]):
-            changing = [np.flatnonzero(pixels[:, pixel] != images.dtype.type(value)) for _, value in moves]
-            chosen = np.concatenate(changing)
-            if len(chosen) == 0:
-                continue
-            kinds = np.repeat([kind for kind, _ in moves], [len(c) for c in changing])
-            values = np.repeat(np.array([v for _, v in moves], images.dtype), [len(c) for c in changing])
-            row, column = divmod(pixel, images.shape[3])
-            logits = candidates.logits_with(row, column, device.asarray(chosen), device.asarray(values))
-            after = self._loss(backend.to_host(logits), labels[chosen])
-            scores[chosen, pixel, kinds] = self._difference(after, before[chosen])
-            zero[chosen[after != before[chosen]]] = False
-            self.forwards += len(chosen)
-        self.forwards += len(images)
-        if not self.algorithm.lowers:
-            scores[..., LOWER] = -np.inf
+        zero[image[after != before[image]]] = False
+        self.forwards += len(images) + len(image)
         return scores.max(axis=2), scores.argmax(axis=2), zero
 
 

@@ -8,12 +8,16 @@ keeps the layout by itself. Arrays are float32 or float64; an output has the dty
 
 import functools
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 ROW_BLOCKS = 4
 CACHED = 2**16  # numbers of an intermediate result that stays in a core's cache
+CHANGED_IMAGES = 256  # of one_pixel.py at a time: fewer cost more calls, more leave the cache
+
+_this_thread = threading.local()
 
 
 def _available_cores():
@@ -21,19 +25,26 @@ def _available_cores():
 
 
 def threads():
-    """How many threads work on rows."""
+    """How many threads work on rows or on jobs."""
     return _pool._max_workers if _pool else 1
 
 
 def set_threads(count):
-    """Use `count` threads (at least 1) for the work on rows; BLAS keeps its own setting."""
+    """Use `count` threads (at least 1) for the work on rows or on jobs; BLAS keeps its own setting."""
     global _pool
     if count < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
-    _pool = ThreadPoolExecutor(count) if count > 1 else None
+    _pool = ThreadPoolExecutor(count, initializer=lambda: setattr(_this_thread, "works", True)) if count > 1 else None
 
 
 set_threads(min(ROW_BLOCKS, _available_cores()))
+
+
+def in_parallel(job, items):
+    """[job(item) for every item], the items divided among the threads. A job within a job runs on its own thread, so
+    operations that a job calls are not divided further: a pool whose threads wait for each other would stand still."""
+    alone = _pool is None or getattr(_this_thread, "works", False)
+    return list((map if alone else _pool.map)(job, items))
 
 
 def _over_rows(job, array):
@@ -43,7 +54,7 @@ def _over_rows(job, array):
         return [job(0, len(array))]
     cuts = [len(array) * block // ROW_BLOCKS for block in range(ROW_BLOCKS + 1)]
     blocks = [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
-    return list((_pool.map if _pool else map)(lambda block: job(*block), blocks))
+    return in_parallel(lambda block: job(*block), blocks)
 
 
 def _physical(x):
@@ -177,6 +188,16 @@ def conv2d_input_grad(g, w, x_shape, padding):
     offset = tuple(k - 1 - pad_before(k, padding) for k in kernel)
     taps = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(3, 1, 2, 0))
     return _logical(_correlate(_physical(g), taps, x_shape[2:], offset))
+
+
+def conv2d_window(x, w, size_out, offset):
+    """Part of a cross-correlation: y[n, o, r, c] = sum_{k,i,j} w[o, k, i, j] x[n, k, r - top + i, c - left + j].
+
+    x (N, C, H, W) is all that is not zero; w (O, C, kh, kw); offset (top, left), each at least 0; size_out (H', W'),
+    where H' + kh - 1 >= top + H, and the same for columns -> (N, O, H', W').
+    """
+    taps = np.ascontiguousarray(w.transpose(3, 0, 2, 1))
+    return _logical(_correlate(_physical(x), taps, size_out, offset))
 
 
 def conv2d_weight_grad(x, g, w_shape, padding):

@@ -218,6 +218,8 @@ class Cuda:
     do not belong together.
     """
 
+    CHANGED_IMAGES = 4096  # of one_pixel.py at a time: fewer would leave most of a large GPU idle
+
     def __init__(self, xp, loader):
         self.xp = xp
         self._loader, self._folder, self._modules = loader, kernel_folder(), {}
@@ -320,6 +322,12 @@ class Cuda:
         offset = [k - 1 - cpu.pad_before(k, padding) for k in kernel]
         taps = math.prod(kernel)
         return self._correlate(g, w, w, _PLAIN, tuple(x_shape), offset, (taps, c * taps), True)
+
+    def conv2d_window(self, x, w, size_out, offset):
+        x, w = self._inputs(x, w)
+        o, c, *kernel = w.shape
+        taps = math.prod(kernel)
+        return self._correlate(x, w, w, _PLAIN, (len(x), o, *size_out), offset, (c * taps, taps), False)
 
     def conv2d_weight_grad(self, x, g, w_shape, padding):
         x, g = self._inputs(x, g)
@@ -504,6 +512,10 @@ class Cuda:
     def accumulate(self, total, values):
         values = self._inputs(values)
         self._launch("accumulate", self._type(values), (1,), (256,), total, values, values.size)
+
+    def in_parallel(self, job, items):
+        """[job(item) for every item], one after the other: a single job is to fill the device."""
+        return [job(item) for item in items]
 
     def capture(self, function):
         """A callable that takes the step `function()` once a call: at first as it is, then as one captured CUDA graph,

@@ -87,6 +87,25 @@ def test_conv2d_with_a_kernel_larger_than_the_image(device, kernel):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 4), (1, 1)], ids=str)
+@pytest.mark.parametrize("channels", [1, 7])
+def test_conv2d_window(device, channels, kernel, dtype):
+    w, size = noise((5, channels, *kernel), dtype, 1), (9, 10)
+    for rows, columns in itertools.product(((0, 1), (0, 3), (3, 6), (7, 9)), ((0, 2), (4, 5), (9, 10), (0, 10))):
+        x = np.zeros((3, channels, *size))
+        window = noise((3, channels, rows[1] - rows[0], columns[1] - columns[0]), dtype)
+        x[:, :, slice(*rows), slice(*columns)] = window
+        whole = conv2d_oracle(x, w.astype(np.float64), np.zeros(5), "valid")
+        first = [max(0, span[0] - k + 1) for span, k in zip((rows, columns), kernel, strict=True)]
+        last = [min(span[1], extent) for span, extent in zip((rows, columns), whole.shape[2:], strict=True)]
+        assert whole.any() and not np.delete(whole, np.s_[first[0] : last[0]], axis=2).any()
+        offset = rows[0] - first[0], columns[0] - first[1]
+        size_out = last[0] - first[0], last[1] - first[1]
+        y = device.kernels.conv2d_window(device.asarray(window), device.asarray(w), size_out, offset)
+        assert_close(y, whole[:, :, first[0] : last[0], first[1] : last[1]], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (1, 67, 10), (65, 4, 33)], ids=str)
 def test_dense(device, shape, dtype):
     n, inputs, units = shape
