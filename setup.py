@@ -1,13 +1,15 @@
+import re
 from pathlib import Path
 
 from setuptools import setup
 
+version = re.search('__version__ = "(.*)"', Path(__file__).with_name("minicnn").joinpath("__init__.py").read_text())[1]
 test = ["pytest>=7", "threadpoolctl>=3"]
 experiments = ["matplotlib>=3.7", "tqdm>=4.60", "scikit-learn>=1.2", "threadpoolctl>=3"]
 
 setup(
     name="minicnn",
-    version="0.1.0",
+    version=version,
     description="A small autograd engine in NumPy and CUDA, and the study of a paper on softmax temperature",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -10,7 +10,14 @@
 """
 
 from experiments import common
-from minicnn import attacks
+from minicnn import attacks, networks
+
+
+def other_weights(options):
+    """The weight file of --other, a file or a network's name. Raises UsageError where it is needed and not there."""
+    if options.other is None:
+        raise common.UsageError("--denominator common needs --other: the network that must be right on an image too")
+    return common.find_weights(options, options.other) if options.other in common.NETWORKS else options.other
 
 
 def main(options):
@@ -21,14 +28,21 @@ def main(options):
     images, labels = dataset.test_images[:count], dataset.test_labels[:count]
     setting = common.setting(options, options.arithmetic)
     result = common.attack(network, images, labels, options.algorithm, setting, common.Store(options.out / "parts"))
-    figures = attacks.summary(result)
+    correct = {"attacked": result.attacked}
+    if options.denominator == "common":
+        other = common.load_network(other_weights(options), options)
+        correct["other"] = networks.predict(other, images).argmax(axis=1) == labels
+    figures = attacks.summary(result, common.counted(options.denominator, correct, "attacked", len(images)))
     low, high = figures["success_interval"]
     print(f"{path}, Algorithm {options.algorithm}, {options.arithmetic}, first {len(images)} test images")
     print(f"  misclassified before, left out   {figures['misclassified']}")
     print(f"  attacked                         {figures['attacked']}")
-    if figures["attacked"]:
+    if options.denominator != "correct":
+        print(f"  counted ({options.denominator:6})                 {figures['counted']}")
+    if figures["counted"]:
         print(f"  succeeded within {setting.limit:3} moves        {figures['succeeded']} = ", end="")
         print(f"{figures['success_rate']:.1%}  (95 %: {low:.1%} to {high:.1%})")
+    if figures["zero_score_share"] is not None:
         print(f"  maps exactly zero                {figures['zero_score_share']:.1%}")
     print(f"  moves that changed nothing       {figures['unchanged_moves']} of {figures['moves']}")
     print(f"  passes                           {figures['forwards']} forward, {figures['backwards']} backward")
@@ -36,6 +50,7 @@ def main(options):
         options.json,
         common.environment(options)
         | {"weights": str(path), "algorithm": options.algorithm, "setting": vars(setting), "ties": options.ties}
+        | {"denominator": options.denominator}
         | figures
         | {
             "moves_by_image": result.moves,
@@ -53,4 +68,6 @@ if __name__ == "__main__":
     parser.add_argument("--algorithm", choices=list(attacks.ALGORITHMS), default="1")
     parser.add_argument("--arithmetic", choices=("plain", "scaled"), default="scaled")
     common.attack_arguments(parser)
+    common.denominator_argument(parser)
+    parser.add_argument("--other", metavar="NAME|FILE.npz", help="the second network of --denominator common")
     common.run(main, parser)

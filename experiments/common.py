@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+import minicnn
 from minicnn import attacks, backend, cpu, data, networks, training
 from minicnn.files import write_atomically
 
@@ -102,6 +103,28 @@ def training_arguments(parser):
         help="dropout while the distilled labels are computed: on as the author did, off as Papernot et al.",
     )
     parser.add_argument("--no-graph", action="store_true", help="cuda: run each step by itself, for debugging")
+
+
+def denominator_argument(parser):
+    """Add the option that says what success rates are shares of."""
+    parser.add_argument(
+        "--denominator",
+        choices=("correct", "all", "common"),
+        default="correct",
+        help="success rates are shares of the images that the network classifies correctly (default), of all, or of "
+        "those that the networks compared classify correctly in common, as the author's test3.py has it",
+    )
+
+
+def counted(denominator, correct, name, count):
+    """The samples, of the first `count`, that rates on network `name` are shares of under --denominator.
+
+    correct: name -> (N,) bool of every network compared, N >= count. Returns (count,) bool.
+    """
+    if denominator == "all":
+        return np.ones(count, bool)
+    compared = correct.values() if denominator == "common" else [correct[name]]
+    return np.logical_and.reduce([right[:count] for right in compared])
 
 
 def attack_arguments(parser):
@@ -249,24 +272,26 @@ def train(name, options, dataset):
         progress.close()
     networks.save_weights(network, options.out / f"{name}.npz")
     write_csv(options.out / f"{name}.csv", history)
-    plot_history(options.out / f"{name}.png", name, settings, history)
+    plot_history(options.out / f"{name}.png", name, settings.temperature, history)
     return network, history
 
 
-def find_weights(options):
-    """The weight file of --weights FILE or --network NAME: in the results folder, else the committed one.
+def find_weights(options, name=None):
+    """The weight file of the network `name`, by default that of --weights FILE or --network NAME: in the results
+    folder, else the committed one.
 
     Raises UsageError where there is none.
     """
-    if options.weights:
+    if name is None and options.weights:
         return options.weights
-    candidates = [options.out / f"{options.network}.npz", RESULTS / options.dataset / f"{options.network}.npz"]
-    for path in candidates:
-        if path.exists():
-            return path
+    name = name or options.network
+    folders = [options.out, RESULTS / options.dataset]
+    for folder in folders:
+        if (folder / f"{name}.npz").exists():
+            return folder / f"{name}.npz"
     raise UsageError(
-        f"no trained network {options.network!r} in {' or '.join(str(c.parent) for c in candidates)}: train it with "
-        f"python -m experiments.train --dataset {options.dataset} --network {options.network}, or name --weights FILE"
+        f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
+        f"python -m experiments.train --dataset {options.dataset} --network {name}, or name --weights FILE"
     )
 
 
@@ -287,14 +312,15 @@ def digest(*arrays):
 class Store:
     """Parts of an experiment on disk, so that nothing computed is lost: get(key, compute) computes a part only once.
 
-    key: a dict of plain values that says what the part depends on. A part is a dict of arrays.
+    key: a dict of plain values that says what the part depends on, beside the version of minicnn: a change of the
+    engine that changes results needs a new one. A part is a dict of arrays.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
 
     def get(self, key, compute):
-        text = json.dumps(key, sort_keys=True)
+        text = json.dumps(key | {"minicnn": minicnn.__version__}, sort_keys=True)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
         if path.exists():
             try:
@@ -354,8 +380,6 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=50
 
 def environment(options):
     """Versions, machine, seed and command, for a JSON of results."""
-    import minicnn
-
     versions = {"python": platform.python_version(), "numpy": np.__version__, "minicnn": minicnn.__version__}
     if options.device == "cuda":
         versions["cupy"] = backend.get("cuda").xp.__version__
@@ -408,6 +432,14 @@ def write_csv(path, rows):
     write_atomically(path, text.getvalue().encode())
 
 
+def read_csv(path):
+    """What write_csv wrote of dicts of numbers. Raises UsageError where the file is missing or holds something else."""
+    try:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))]
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} is no readable table of numbers ({error})") from None
+
+
 def figure(rows=1, columns=1, width=4.0, height=3.0):
     """A matplotlib figure on a light ground, drawn without a display: (figure, array of axes)."""
     import matplotlib
@@ -428,11 +460,11 @@ def save_figure(path, fig):
     write_atomically(path, buffer.getvalue())
 
 
-def plot_history(path, name, settings, history):
+def plot_history(path, name, T, history):
     """Loss, accuracy and time of every epoch as a picture."""
     fig, ((loss, accuracy, seconds),) = figure(1, 3)
     epochs = [row["epoch"] for row in history]
-    loss.plot(epochs, [row["train_loss"] for row in history], label=f"training, T = {settings.temperature:g}, dropout")
+    loss.plot(epochs, [row["train_loss"] for row in history], label=f"training, T = {T:g}, dropout")
     for kind in ("validation", "test"):
         if f"{kind}_loss" in history[0]:
             loss.plot(epochs, [row[f"{kind}_loss"] for row in history], label=f"{kind}, T = 1")

@@ -540,6 +540,14 @@ def run_part(part, trained, dataset, options):
     return cost(standard, images, labels, options)
 
 
+def study(parts, trained, dataset, options):
+    """Run, print and draw each part; yields (part, its figures) as it is done."""
+    for part in parts:
+        figures = run_part(part, trained, dataset, options)
+        masking_show.show(part, figures, options)
+        yield part, figures
+
+
 def find_or_train(options, dataset):
     """Name -> network: those of --weights, else all of TABLE, found in the results folder or trained there."""
     if options.weights:
@@ -547,7 +555,7 @@ def find_or_train(options, dataset):
     found = {}
     for name in TABLE:
         try:
-            path = common.find_weights(argparse.Namespace(**vars(options) | {"network": name}))
+            path = common.find_weights(options, name)
         except common.UsageError:
             path = options.out / f"{name}.npz"
             if name in common.NETWORKS:
@@ -598,9 +606,8 @@ def main(options):
         "ties": options.ties,
         "limit": options.limit,
     }
-    for part in options.parts:
-        results[part] = figures = run_part(part, trained, dataset, options)
-        masking_show.show(part, figures, options)
+    for part, figures in study(options.parts, trained, dataset, options):
+        results[part] = figures
         common.write_json(options.json, masking_show.without_images(results))
 
 

@@ -53,12 +53,18 @@ def success(outcome):
     return percent(outcome["succeeded"], outcome["attacked"])
 
 
+def section(part, figures, folder):
+    """What the report shows of a part: title, text, [(caption, path)] of the picture that show() has drawn, if any."""
+    title, describe, draw = SHOWN[part]
+    return title, describe(figures), [(title, folder / f"masking_{part}.png")] if draw else []
+
+
 def show(part, figures, options):
     """Print a part as a table and write its picture, masking_PART.png, to options.out."""
-    title, describe, draw = SHOWN[part]
-    print(f"\n{title}\n{describe(figures)}", flush=True)
-    if draw:
-        draw(options.out / f"masking_{part}.png", figures)
+    title, text, pictures = section(part, figures, options.out)
+    print(f"\n{title}\n{text}", flush=True)
+    for _, path in pictures:
+        SHOWN[part][2](path, figures)
     if part == "gradient_budget":
         common.write_csv(options.out / "masking_budget.csv", budget_rows(figures))
 

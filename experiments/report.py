@@ -67,8 +67,8 @@ def rate(runs, network, algorithm, arithmetic):
     figures = [run["networks"][network]["attacks"].get(algorithm, {}).get(arithmetic) for run in runs]
     if any(f is None for f in figures):
         return None
-    shares = tuple(f["succeeded"] / f["attacked"] for f in figures if f["attacked"])
-    return Rate(sum(f["succeeded"] for f in figures), sum(f["attacked"] for f in figures), shares)
+    shares = tuple(f["succeeded"] / f["counted"] for f in figures if f["counted"])
+    return Rate(sum(f["succeeded"] for f in figures), sum(f["counted"] for f in figures), shares)
 
 
 def accuracy(runs, network):
@@ -123,10 +123,15 @@ def _factor_verdict(standard, temperature):
 def _distillation_verdict(temperature, distilled):
     words = {1: "succeeds more often", 0: "does no better and no worse", -1: "succeeds less often"}
     plain, scaled = compare(distilled[0], temperature[0]), compare(distilled[1], temperature[1])
-    same = "distillation adds nothing measurable" if plain == scaled == 0 else "the two differ"
+    if scaled:
+        conclusion = f"the {'distilled' if scaled < 0 else 'T = 20'} network is the more robust one"
+    elif plain:
+        conclusion = "they differ in where float32 ends, not in robustness"
+    else:
+        conclusion = "distillation changes nothing measurable"
     return (
         f"Against the distilled network Algorithm 1 {words[plain]} than against T = 20 on hard labels in plain "
-        f"arithmetic, and {words[scaled]} in scaled: {same}."
+        f"arithmetic, and {words[scaled]} in scaled: {conclusion}."
     )
 
 
@@ -290,7 +295,7 @@ def rows(results):
             "Figures 1 and 2: samples and adversarial samples",
             "four of each",
             "none",
-            "not drawn",
+            author if isinstance(author, str) else "figures_1_and_2_author_plain.png and _scaled.png",
             "figures_1_and_2_plain.png",
             "figures_1_and_2_scaled.png",
             "Drawn from this run: the figures below.",
@@ -318,11 +323,32 @@ def _appendix_row(found):
     )
 
 
-def markdown(table):
-    """The table as GitHub Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+class Text(NamedTuple):
+    """What stands around the table."""
+
+    title: str
+    introduction: str
+    footer: str
+
+
+class Section(NamedTuple):
+    """What follows the table: preformatted text, and pictures as (caption, path of a PNG)."""
+
+    heading: str
+    text: str
+    pictures: list
+
+
+def markdown(text, table, sections, folder):
+    """The report as GitHub Markdown, to be kept in `folder`, to which the pictures' paths are relative."""
+    lines = [f"# {text.title}\n", f"{text.introduction}\n"]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    return "\n".join(lines) + "\n"
+    for section in sections:
+        lines.append(f"\n## {section.heading}\n")
+        lines += [f"```\n{section.text}\n```\n"] if section.text else []
+        lines += [f"![{caption}]({path.relative_to(folder)})\n\n{caption}\n" for caption, path in section.pictures]
+    return "\n".join([*lines, f"\n{text.footer}\n"])
 
 
 def terminal(table):
@@ -343,6 +369,7 @@ table { border-collapse: collapse; font-size: 13px; }
 th, td { border: 1px solid #ccc; padding: .4rem .5rem; text-align: left; vertical-align: top; }
 th { background: #f3f3f3; }
 td:first-child, td:last-child { font-weight: 600; }
+pre { font-size: 11px; overflow-x: auto; }
 figure { margin: 2rem 0; break-inside: avoid; }
 img { max-width: 100%; }
 figcaption, footer { color: #555; font-size: 13px; }
@@ -350,23 +377,28 @@ figcaption, footer { color: #555; font-size: 13px; }
 """
 
 
-def page(title, introduction, table, figures, footer):
-    """One self-contained HTML page. figures: list of (caption, PNG bytes)."""
-    text = html.escape
-    head = "".join(f"<th>{text(c)}</th>" for c in COLUMNS)
-    body = "\n".join("<tr>" + "".join(f"<td>{text(c)}</td>" for c in row) + "</tr>" for row in table)
-    pictures = "\n".join(
-        f'<figure><img alt="{text(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f"<figcaption>{text(caption)}</figcaption></figure>"
-        for caption, png in figures
-    )
+def page(text, table, sections):
+    """The report as one self-contained HTML page, the pictures in it."""
+    escape = html.escape
+    head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in table)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{text(title)}</title><style>{STYLE}</style></head>
-<body><h1>{text(title)}</h1><p>{text(introduction)}</p>
+<title>{escape(text.title)}</title><style>{STYLE}</style></head>
+<body><h1>{escape(text.title)}</h1><p>{escape(text.introduction)}</p>
 <table><thead><tr>{head}</tr></thead><tbody>
 {body}
 </tbody></table>
-{pictures}
-<footer>{text(footer)}</footer></body></html>
+{"".join(map(_html_section, sections))}
+<footer>{escape(text.footer)}</footer></body></html>
 """
+
+
+def _html_section(section):
+    pictures = [(html.escape(c), base64.b64encode(path.read_bytes()).decode()) for c, path in section.pictures]
+    figures = "\n".join(
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{png}"><figcaption>{caption}</figcaption></figure>'
+        for caption, png in pictures
+    )
+    text = f"<pre>{html.escape(section.text)}</pre>\n" if section.text else ""
+    return f"<h2>{html.escape(section.heading)}</h2>\n{text}{figures}\n"

@@ -5,32 +5,33 @@ Networks: standard (T = 1), temperature (T = 20 on hard labels, also the teacher
 labels). Every attack is run with the author's arithmetic (plain float32, which underflows) and with ours (scaled). In
 the folder: results.json, report.md, report.html, the figures, and the trained networks. Everything resumes.
 
-The paper's protocol is --dataset mnist (50 epochs); the default is scikit-learn's digits, a few minutes.
+The paper's protocol is --dataset mnist (50 epochs); the default is scikit-learn's digits, a few minutes. --trained
+experiments/results/mnist takes the networks that come with the project instead of training. --masking adds what
+experiments.masking finds, a longer study of why temperature seemed to work.
 """
 
+import argparse
 import copy
 import os
 from pathlib import Path
 
 import numpy as np
 
-from experiments import common, report
+from experiments import common, masking, masking_show, report
 from experiments.saliency_maps import draw_maps, draw_samples, show_image, show_map
 from minicnn import attacks, networks
 from minicnn.saliency import saliency_maps
 
 # Test images for the algorithms that try every pixel (4: after every move); Algorithms 1 and 3 take --images.
-EXPENSIVE = {"digits": {"2": 50, "author": 50, "4": 0}, "mnist": {"2": 1000, "author": 1000, "4": 50}}
+EXPENSIVE = {"digits": {"2": 50, "author": 50, "4": 10}, "mnist": {"2": 1000, "author": 1000, "4": 50}}
 # The networks that the table needs them on; Algorithms 1 and 3 run on all.
 ATTACKED = {"2": ("standard",), "author": ("standard", "temperature"), "4": ("standard",)}
 FIGURE_IMAGES = 8
 
 
-def measure(name, network, dataset, options, store):
-    """The figures of one network: accuracy, and every attack in both arithmetics."""
-    logits = networks.predict(network, dataset.test_images)
-    correct = int((logits.argmax(axis=1) == dataset.test_labels).sum())
-    figures = {"correct": correct, "tested": len(logits), "attacks": {}}
+def measure(name, network, correct, dataset, options, store):
+    """The figures of one network: accuracy, and every attack in both arithmetics. correct: as for common.counted."""
+    figures = {"correct": int(correct[name].sum()), "tested": len(correct[name]), "attacks": {}}
     counts = {"1": options.images, "3": options.images, **EXPENSIVE[options.dataset]}
     if options.refreshed is not None:
         counts["4"] = options.refreshed
@@ -39,32 +40,34 @@ def measure(name, network, dataset, options, store):
             continue
         count = min(counts[algorithm], len(dataset.test_labels))
         images, labels = dataset.test_images[:count], dataset.test_labels[:count]
+        counted = common.counted(options.denominator, correct, name, count)
         for arithmetic in ("plain", "scaled"):
             setting = common.setting(options, arithmetic)
             result = common.attack(network, images, labels, algorithm, setting, store, f"{name}: ")
-            figures["attacks"].setdefault(algorithm, {})[arithmetic] = attacks.summary(result)
+            figures["attacks"].setdefault(algorithm, {})[arithmetic] = attacks.summary(result, counted)
             if algorithm == "2" and counts["4"]:
-                figures["attacks"].setdefault(report.ON_THE_SAME_IMAGES, {})[arithmetic] = attacks.summary(
-                    first_images(result, counts["4"])
-                )
+                of_4 = counted & (np.arange(count) < counts["4"])
+                same_images = figures["attacks"].setdefault(report.ON_THE_SAME_IMAGES, {})
+                same_images[arithmetic] = attacks.summary(result, of_4)
     return figures
 
 
-def first_images(result, count):
-    """An AttackResult of the first `count` samples alone; the passes stay those of all."""
-    fields = vars(result).items()
-    return attacks.AttackResult(**{k: v[:count] if isinstance(v, np.ndarray) else v for k, v in fields})
+def gradient_figures(found, reference, plain, seen):
+    """How much smaller the maps `found` are than `reference` image by image (log10), and what plain float32 shows.
 
-
-def gradient_figures(found, reference, plain):
-    """How much smaller the maps `found` are than `reference` image by image (log10), and what plain float32 shows."""
-    ratio = found.log10_size() - reference.log10_size()
+    seen (N,) bool: the images that count, those that both networks classify correctly.
+    Raises UsageError where there are none.
+    """
+    if not seen.any():
+        raise common.UsageError(f"no gradients to compare: of {len(seen)} images two networks see none correctly")
+    ratio = (found.log10_size() - reference.log10_size())[seen]
     low, median, high = np.percentile(ratio, (10, 50, 90))
     return {
+        "images": len(ratio),
         "log10_ratio_median": float(median),
         "log10_ratio_low": float(low),
         "log10_ratio_high": float(high),
-        "plain_zero_share": float((plain.zeros == plain.maps[0].size).mean()),
+        "plain_zero_share": float((plain.zeros == plain.maps[0].size)[seen].mean()),
     }
 
 
@@ -73,26 +76,39 @@ def study(trained, dataset, options):
     figures, store = {}, common.Store(options.out / "parts")
     images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
     reference = saliency_maps(trained["standard"], images, labels)
+    correct = {
+        name: networks.predict(network, dataset.test_images).argmax(axis=1) == dataset.test_labels
+        for name, network in trained.items()
+    }
     for name, network in trained.items():
-        figures[name] = measure(name, network, dataset, options, store)
+        figures[name] = measure(name, network, correct, dataset, options, store)
         scaled, plain = (saliency_maps(network, images, labels, arithmetic=a) for a in ("scaled", "plain"))
-        figures[name]["gradient"] = gradient_figures(scaled, reference, plain)
-        rates = {a: figures[name]["attacks"]["1"][a]["success_rate"] for a in ("plain", "scaled")}
-        print(
-            f"{name}: {figures[name]['correct'] / figures[name]['tested']:.2%} correct; Algorithm 1 succeeds on "
-            f"{rates['plain']:.1%} (plain), {rates['scaled']:.1%} (scaled)",
-            flush=True,
-        )
+        seen = (correct["standard"] & correct[name])[: len(images)]
+        figures[name]["gradient"] = gradient_figures(scaled, reference, plain, seen)
+        accuracy = figures[name]["correct"] / figures[name]["tested"]
+        plain, scaled = (report.rate([{"networks": figures}], name, "1", a) for a in ("plain", "scaled"))
+        print(f"{name}: {accuracy:.2%} correct; Algorithm 1 succeeds on {plain} plain, {scaled} scaled", flush=True)
     return {"networks": figures}
 
 
 def train_all(dataset, options):
-    """The paper's three networks, trained or found: name -> network."""
-    trained = {}
-    for name in common.NETWORKS:
-        common.train(name, options, dataset)
-        trained[name] = common.load_network(options.out / f"{name}.npz", options)
-    return trained
+    """The paper's three networks, trained here or taken from --trained: name -> network, name -> history."""
+    if options.trained:
+        histories = {name: common.read_csv(options.trained / f"{name}.csv") for name in common.NETWORKS}
+        for name, history in histories.items():
+            common.plot_history(options.out / f"{name}.png", name, common.recipe(name, options).temperature, history)
+    else:
+        histories = {name: common.train(name, options, dataset)[1] for name in common.NETWORKS}
+    folder = options.trained or options.out
+    return {name: common.load_network(folder / f"{name}.npz", options) for name in common.NETWORKS}, histories
+
+
+def masking_networks(trained, dataset, options):
+    """The networks of experiments.masking: also the one that the paper has not, where --trained has it."""
+    if not options.trained:
+        return masking.find_or_train(options, dataset)
+    path = options.trained / "standard-distilled.npz"
+    return trained | ({"standard-distilled": common.load_network(path, options)} if path.exists() else {})
 
 
 def author_networks(options):
@@ -168,22 +184,27 @@ def draw_rates(path, runs):
     common.save_figure(path, fig)
 
 
-def draw_figures(dataset, trained, runs, options):
-    """All figures of the report; returns (caption, path) pairs."""
+def draw_figures(dataset, trained, author, runs, options):
+    """All figures of the table's report; returns (caption, path) pairs. author: as author_networks() has them."""
     images, labels = dataset.test_images[:FIGURE_IMAGES], dataset.test_labels[:FIGURE_IMAGES]
-    network, out = trained["temperature"], options.out
-    draw_finding(out / "finding.png", dataset, network, options)
+    out = options.out
+    draw_finding(out / "finding.png", dataset, trained["temperature"], options)
     draw_rates(out / "success.png", runs)
     pictures = [
         ("The finding: the same network, image and attack, plain and scaled float32.", "finding.png"),
         ("Success of Algorithms 1 and 3; bars are Wilson 95 % intervals.", "success.png"),
     ]
-    for arithmetic in ("plain", "scaled"):
-        for name, title in (("standard", "Figures 1 and 2"), ("temperature", "The same on the T = 20 network")):
-            suffix = arithmetic if name == "standard" else f"{name}_{arithmetic}"
-            path = out / f"figures_1_and_2_{suffix}.png"
-            result = attacks.attack(trained[name], images, labels, "1", common.setting(options, arithmetic))
-            decisions = networks.predict(trained[name], result.adversarial).argmax(axis=1)
+    attacked = {
+        "": ("Figures 1 and 2", trained["standard"]),
+        "temperature_": ("The same on the T = 20 network", trained["temperature"]),
+    }
+    if not isinstance(author, str):
+        attacked["author_"] = "The same on the author's standard network", author["standard"]
+    for prefix, (title, network) in attacked.items():
+        for arithmetic in ("plain", "scaled"):
+            path = out / f"figures_1_and_2_{prefix}{arithmetic}.png"
+            result = attacks.attack(network, images, labels, "1", common.setting(options, arithmetic))
+            decisions = networks.predict(network, result.adversarial).argmax(axis=1)
             draw_samples(path, images, labels, result, decisions, f"{title}: Algorithm 1, {arithmetic} arithmetic")
             pictures.append((f"{title}, {arithmetic} arithmetic.", path.name))
     for name in common.NETWORKS:
@@ -194,52 +215,86 @@ def draw_figures(dataset, trained, runs, options):
     return [(caption, out / name) for caption, name in pictures]
 
 
+def masking_sections(heading, trained, dataset, options):
+    """Run experiments.masking: its results, and the sections of the report that show them."""
+    options = argparse.Namespace(**vars(options) | {"images": None})
+    results = dict(masking.study(masking.PARTS, trained, dataset, options))
+    sections = [masking_show.section(part, figures, options.out) for part, figures in results.items()]
+    sections = [report.Section(f"{heading}: {title}", *rest) for title, *rest in sections]
+    return masking_show.without_images(results), sections
+
+
 def main(options):
+    if options.trained and options.seeds > 1:
+        raise common.UsageError("--trained holds the networks of one seed: leave out --seeds, or train")
     dataset = common.load_data(options)
     options.images = min(options.images or common.PROTOCOL[options.dataset]["images"], len(dataset.test_labels))
-    runs, trained = [], None
+    runs = []
     for seed in range(options.seed, options.seed + options.seeds):
         one = copy.copy(options)
         one.seed, one.out = seed, options.out if seed == options.seed else options.out / f"seed{seed}"
         print(f"seed {seed}: training and attacking {', '.join(common.NETWORKS)} on {dataset.name}", flush=True)
-        networks_of_seed = train_all(dataset, one)
-        trained = trained or networks_of_seed
-        runs.append({"seed": seed} | study(networks_of_seed, dataset, one))
-    author = appendix = author_networks(options)
+        trained, histories = train_all(dataset, one)
+        if seed == options.seed:
+            shown = trained
+        epochs = {name: len(history) for name, history in histories.items()}
+        runs.append({"seed": seed, "epochs": epochs} | study(trained, dataset, one))
+    author_trained = author = appendix = author_networks(options)
     if not isinstance(author, str):
         print("the author's own networks", flush=True)
-        appendix = appendix_a(author["standard"], dataset, options)
-        author = study(author, dataset, options)
+        appendix = appendix_a(author_trained["standard"], dataset, options)
+        author = study(author_trained, dataset, options)
     results = common.environment(options) | {"runs": runs, "author": author, "appendix_a": appendix}
-    results["recipes"] = {name: vars(common.recipe(name, options)) for name in common.NETWORKS}
+    if not options.trained:
+        results["recipes"] = {name: vars(common.recipe(name, options)) for name in common.NETWORKS}
     results["setting"] = vars(common.setting(options, "plain")) | {"ties": options.ties}
+    results["denominator"] = options.denominator
     table = report.rows(results)
     results["table"] = [row._asdict() for row in table]
     common.write_json(options.json, results)
-    figures = draw_figures(dataset, trained, runs, options)
-    write_reports(options, dataset, results, table, figures)
     print("\n" + report.terminal(table))
-    print(f"\nwritten: {options.json}, {options.out}/report.md, {options.out}/report.html and {len(figures)} figures")
+    sections = [report.Section("Figures", "", draw_figures(dataset, shown, author_trained, runs, options))]
+    write_reports(options, dataset, results, table, sections)
+    if options.masking:
+        studied = {"Why temperature seemed to work": (masking_networks(shown, dataset, options), options)}
+        if not isinstance(author, str):
+            elsewhere = argparse.Namespace(**vars(options) | {"out": options.out / "author"})
+            studied["The author's networks"] = author_trained, elsewhere
+        results["masking"] = {}
+        for heading, (networks_, where) in studied.items():
+            results["masking"][heading], found = masking_sections(heading, networks_, dataset, where)
+            sections += found
+        common.write_json(options.json, results)
+        write_reports(options, dataset, results, table, sections)
+    print(f"\nwritten: {options.json}, {options.out}/report.md and report.html with their figures")
 
 
-def write_reports(options, dataset, results, table, figures):
+DENOMINATORS = {
+    "correct": "shares of the images that the network classifies correctly",
+    "all": "shares of all images",
+    "common": "shares of the images that all networks compared classify correctly",
+}
+
+
+def write_reports(options, dataset, results, table, sections):
     """report.md and report.html beside the figures."""
-    title = f"Temperature and robustness on {dataset.name}: the paper beside the truth"
-    epochs = results["recipes"]["standard"]["epochs"]
-    introduction = (
-        f"Song (2017), reproduced with minicnn: {epochs} epochs, {options.seeds} seed(s), the first {options.images} "
-        "test images for Algorithms 1 and 3. Plain is the author's float32 arithmetic, scaled is float32 without "
-        "underflow. Rates are shares of the images that were classified correctly, with Wilson 95 % intervals."
-    )
+    epochs = sorted({n for run in results["runs"] for n in run["epochs"].values()})
     machine = results["machine"]
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['device']}"
-    footer = f"{results['command']}, {results['date']}, {where}"
-    pictures = "\n".join(f"![{caption}]({path.name})\n\n{caption}\n" for caption, path in figures)
-    text = f"# {title}\n\n{introduction}\n\n{report.markdown(table)}\n{pictures}\n{footer}\n"
-    common.write_atomically(options.out / "report.md", text.encode())
-    embedded = [(caption, path.read_bytes()) for caption, path in figures]
-    html = report.page(title, introduction, table, embedded, footer)
-    common.write_atomically(options.out / "report.html", html.encode())
+    text = report.Text(
+        title=f"Temperature and robustness on {dataset.name}: the paper beside the truth",
+        introduction=(
+            f"Song (2017), reproduced with minicnn: {' to '.join(map(str, epochs))} epochs of training, "
+            f"{options.seeds} seed{'s' * (options.seeds > 1)}, the first {options.images} test images for Algorithms "
+            "1 and 3. Plain is the author's float32 arithmetic, scaled is float32 without underflow. Success rates are "
+            f"{DENOMINATORS[options.denominator]}, with Wilson 95 % intervals."
+        ),
+        footer=(
+            f"{results['command']}, {results['date']}, {machine['processor']}, {machine['cores']} cores, "
+            f"{machine['device']}"
+        ),
+    )
+    common.write_atomically(options.out / "report.md", report.markdown(text, table, sections, options.out).encode())
+    common.write_atomically(options.out / "report.html", report.page(text, table, sections).encode())
 
 
 if __name__ == "__main__":
@@ -248,9 +303,16 @@ if __name__ == "__main__":
         "--refreshed",
         type=int,
         metavar="N",
-        help="test images for Algorithm 4, half a minute each for digits; default: 0 of digits, 50 of mnist",
+        help="test images for Algorithm 4, a few seconds each; default: 10 of digits, 50 of mnist",
+    )
+    parser.add_argument(
+        "--trained", type=Path, metavar="DIR", help="take NAME.npz and NAME.csv of the three networks from this folder"
+    )
+    parser.add_argument(
+        "--masking", action="store_true", help="add experiments.masking to the report, some minutes to half an hour"
     )
     parser.add_argument("--seeds", type=common.positive(int), default=1, help="repeat with N seeds: mean and spread")
     common.training_arguments(parser)
     common.attack_arguments(parser)
+    common.denominator_argument(parser)
     common.run(main, parser, results="results.json")

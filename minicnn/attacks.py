@@ -10,7 +10,8 @@ text leaves open is decided here, once:
 - Algorithm 3 lowers where the gradient is 0 (its text defines k > 0 and k < 0).
 - A move that changes nothing, raising a pixel that is at the maximum already, counts as a move, as printed;
   skip_unchanged=True leaves such moves out.
-- Samples that are misclassified already are no samples of an attack (Definition 1) and are reported apart.
+- Samples that are misclassified already are no samples of an attack (Definition 1) and are reported apart. Rates are
+  shares of the others; summary(result, counted) takes another denominator.
 """
 
 import dataclasses
@@ -256,21 +257,27 @@ def wilson_interval(successes, trials, z=1.959963984540054):
     return low, high
 
 
-def summary(result):
-    """The figures of an attack as a dict: rates are shares of the attacked samples, intervals are Wilson 95 %."""
-    tried, successes = int(result.attacked.sum()), int(result.succeeded.sum())
-    moves = result.moves[result.succeeded]
+def summary(result, counted=None):
+    """The figures of an attack as a dict: intervals are Wilson 95 %.
+
+    counted (N,) bool: the samples that the success rate is a share of, by default those that were attacked. One that
+    was misclassified from the start is no success whatever is counted.
+    """
+    counted = result.attacked if counted is None else counted
+    succeeded, tried = result.succeeded & counted, result.attacked & counted
+    trials, successes = int(counted.sum()), int(succeeded.sum())
     return {
         "images": len(result.attacked),
         "misclassified": int((~result.attacked).sum()),
-        "attacked": tried,
+        "attacked": int(result.attacked.sum()),
+        "counted": trials,
         "succeeded": successes,
-        "success_rate": successes / tried if tried else None,
-        "success_interval": wilson_interval(successes, tried),
-        "mean_moves_of_successes": float(moves.mean()) if successes else None,
+        "success_rate": successes / trials if trials else None,
+        "success_interval": wilson_interval(successes, trials),
+        "mean_moves_of_successes": float(result.moves[succeeded].mean()) if successes else None,
         "unchanged_moves": int(result.unchanged_moves.sum()),
         "moves": int(result.moves.sum()),
-        "zero_score_share": float(result.zero_scores[result.attacked].mean()) if tried else None,
+        "zero_score_share": float(result.zero_scores[tried].mean()) if tried.any() else None,
         "forwards": result.forwards,
         "backwards": result.backwards,
     }

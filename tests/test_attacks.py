@@ -581,8 +581,9 @@ def test_wilson_interval_of_no_trials():
     assert wilson_interval(0, 0) == (0, 1)
 
 
-def test_summary():
-    result = AttackResult(
+@pytest.fixture
+def five_samples():
+    return AttackResult(
         attacked=np.array([True, True, True, True, False]),
         succeeded=np.array([True, False, True, False, False]),
         moves=np.array([4, 100, 7, 100, 0]),
@@ -592,10 +593,14 @@ def test_summary():
         forwards=321,
         backwards=4,
     )
-    assert summary(result) == {
+
+
+def test_summary(five_samples):
+    assert summary(five_samples) == {
         "images": 5,
         "misclassified": 1,
         "attacked": 4,
+        "counted": 4,
         "succeeded": 2,
         "success_rate": 0.5,
         "success_interval": wilson_interval(2, 4),
@@ -606,6 +611,28 @@ def test_summary():
         "forwards": 321,
         "backwards": 4,
     }
+
+
+@pytest.mark.parametrize(
+    ("counted", "successes", "mean_moves", "zero_share"),
+    [([1, 1, 1, 1, 1], 2, 5.5, 0.25), ([1, 1, 0, 0, 1], 1, 4.0, 0.5), ([0, 0, 0, 0, 1], 0, None, None)],
+)
+def test_summary_over_another_denominator(five_samples, counted, successes, mean_moves, zero_share):
+    """All samples; those that two networks agree on; none that was attacked."""
+    trials = sum(counted)
+    assert summary(five_samples, np.array(counted, bool)) == summary(five_samples) | {
+        "counted": trials,
+        "succeeded": successes,
+        "success_rate": successes / trials,
+        "success_interval": wilson_interval(successes, trials),
+        "mean_moves_of_successes": mean_moves,
+        "zero_score_share": zero_share,
+    }
+
+
+def test_nothing_counted(five_samples):
+    figures = summary(five_samples, np.zeros(5, bool))
+    assert (figures["counted"], figures["success_rate"], figures["success_interval"]) == (0, None, (0, 1))
 
 
 def needs_the_author(function):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import common
 from minicnn import backend, data, networks
 from minicnn.backend import DeviceError
 from minicnn.saliency import saliency_maps
@@ -26,9 +28,9 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "__m
 OPTIONS = {
     "train": "--network --epochs --batch --validation --temperature --teacher-dropout --no-graph",
     "attack": "--network --weights --algorithm --arithmetic --images --limit --maximum --skip-unchanged --ties "
-    "--attack-temperature",
+    "--attack-temperature --denominator --other",
     "saliency_maps": "--network --weights --index --arithmetic --images --ties --attack-temperature",
-    "reproduce": "--epochs --seeds",
+    "reproduce": "--epochs --seeds --refreshed --trained --masking --denominator",
     "benchmark": "--against",
 }
 
@@ -332,6 +334,68 @@ def test_attack_keeps_its_parts(folder, tmp_path):
     assert succeed(*arguments) == out
     third = read_json(tmp_path / "attack.json")
     assert {k: third[k] for k in first if k != "date"} == {k: first[k] for k in first if k != "date"}
+
+
+def test_attack_counts_what_it_is_asked_to(folder, trained, tmp_path):
+    """Of all images, of those that one network gets right, and of those that both do."""
+    weights, other = trained[0] / "standard.npz", folder / "standard.npz"
+    digits = data.load("digits")
+    right = [
+        networks.predict(networks.load_weights(networks.paper_cnn(), path), digits.test_images[:60]).argmax(axis=1)
+        == digits.test_labels[:60]
+        for path in (weights, other)
+    ]
+    assert 0 < (right[0] & right[1]).sum() < right[0].sum() < 60
+    arguments = ["attack", "--weights", weights, "--images", 60, "--limit", 5, "--out", tmp_path, "--other", other]
+    for denominator, counted in ("correct", right[0]), ("all", np.ones(60)), ("common", right[0] & right[1]):
+        out = succeed(*arguments, "--denominator", denominator)
+        figures = read_json(tmp_path / "attack.json")
+        assert (figures["denominator"], figures["counted"]) == (denominator, counted.sum())
+        assert figures["succeeded"] == (np.array(figures["succeeded_by_image"]) & (counted > 0)).sum()
+        assert f"{figures['success_rate']:.1%}" in out
+    assert_mistake([*arguments[:-2], "--denominator", "common"], "--other")
+
+
+@pytest.fixture(scope="module")
+def three_networks(trained, tmp_path_factory):
+    """A folder as reproduce --trained takes it: one network under the three names."""
+    path = tmp_path_factory.mktemp("three")
+    for name, suffix in itertools.product(common.NETWORKS, ("npz", "csv")):
+        (path / f"{name}.{suffix}").write_bytes((trained[0] / f"standard.{suffix}").read_bytes())
+    return path
+
+
+def test_reproduce_writes_the_table_the_figures_and_both_reports(three_networks, tmp_path):
+    arguments = ["reproduce", "--trained", three_networks, "--images", 12, "--limit", 3, "--refreshed", 1]
+    out = succeed(*arguments, "--out", tmp_path)
+    results = read_json(tmp_path / "results.json")
+    assert_says_where_it_comes_from(results, "reproduce")
+    (run,) = results["runs"]
+    assert run["epochs"] == {"standard": 3, "temperature": 3, "distilled": 3}
+    assert len(results["table"]) == 11 and all(all(row.values()) for row in results["table"])
+    assert all(row["verdict"] in out for row in results["table"])
+    first, *others = run["networks"].values()
+    for figures in others:
+        assert figures["attacks"]["1"] == first["attacks"]["1"] and figures["gradient"]["log10_ratio_median"] == 0
+
+    text, page = ((tmp_path / name).read_text("utf-8") for name in ("report.md", "report.html"))
+    assert all(row["verdict"] in text for row in results["table"])
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert {"finding.png", "success.png", "figures_1_and_2_plain.png", "standard.png"} <= set(pictures)
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for name in pictures)
+    assert page.count("<img ") == page.count("data:image/png;base64,") == len(pictures) and "http" not in page
+
+
+@pytest.mark.parametrize("missing", ["distilled.npz", "temperature.csv"])
+def test_reproduce_names_the_file_that_trained_lacks(three_networks, tmp_path, missing):
+    for path in three_networks.iterdir():
+        if path.name != missing:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert_mistake(["reproduce", "--trained", tmp_path, "--out", tmp_path / "out"], tmp_path / missing)
+
+
+def test_reproduce_has_one_seed_of_trained_networks(three_networks, tmp_path):
+    assert_mistake(["reproduce", "--trained", three_networks, "--seeds", "2", "--out", tmp_path], "--seeds")
 
 
 def test_saliency_map_of_one_image(folder, tmp_path):

@@ -11,7 +11,7 @@ from experiments.report import Rate, against, compare
 
 def figures(plain, scaled, trials=200):
     return {
-        arithmetic: {"succeeded": round(share * trials), "attacked": trials, "mean_moves_of_successes": 20.0}
+        arithmetic: {"succeeded": round(share * trials), "counted": trials, "mean_moves_of_successes": 20.0}
         for arithmetic, share in (("plain", plain), ("scaled", scaled))
     }
 
@@ -100,10 +100,14 @@ def test_more_than_95_percent_is_met_by_any_rate_that_reaches_it(results):
 
 def test_distillation_verdict(results):
     claim = "Temperature, not distillation, makes robust"
-    assert "distillation adds nothing measurable" in verdicts(results)[claim]
+    assert "distillation changes nothing measurable" in verdicts(results)[claim]
     set_success(results, "distilled", "1", 0.50, 0.94)
     assert "succeeds more often than against T = 20" in verdicts(results)[claim]
-    assert "the two differ" in verdicts(results)[claim]
+    assert "differ in where float32 ends, not in robustness" in verdicts(results)[claim]
+    set_success(results, "distilled", "1", 0.50, 0.50)
+    assert "the distilled network is the more robust one" in verdicts(results)[claim]
+    set_success(results, "distilled", "1", 0.50, 1.0)
+    assert "the T = 20 network is the more robust one" in verdicts(results)[claim]
 
 
 def test_accuracy_verdict(results):
@@ -164,20 +168,30 @@ def test_compare_and_against():
     assert against(0.72, Rate(95, 100)) == "below"
 
 
-def test_markdown_has_a_row_a_claim_and_html_is_self_contained(results):
+def test_markdown_and_html_hold_every_row_text_and_picture(results, tmp_path):
     table = report.rows(results)
-    lines = report.markdown(table).splitlines()
-    assert len(lines) == len(table) + 2
-    assert all(line.count(" | ") == 6 for line in lines[2:])
+    picture = tmp_path / "author" / "one.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"\x89PNG")
+    text = report.Text("a < b", "introduction", "end")
+    sections = [report.Section("Figures", "", []), report.Section("Why", "p < q", [("one & two", picture)])]
+
+    lines = report.markdown(text, table, sections, tmp_path).splitlines()
+    assert sum(line.startswith("| ") and line.count(" | ") == 6 for line in lines) == len(table) + 2
+    assert {"# a < b", "## Figures", "## Why", "p < q", "![one & two](author/one.png)", "end"} <= set(lines)
 
     class Page(HTMLParser):
-        cells, sources = 0, []
+        cells, sources, text = 0, [], []
 
         def handle_starttag(self, tag, attributes):
             self.cells += tag == "td"
             self.sources += [v for k, v in attributes if k in ("src", "href")]
 
+        def handle_data(self, data):
+            self.text.append(data)
+
     page = Page()
-    page.feed(report.page("a < b", "text", table, [("one & two", b"\x89PNG")], "end"))
+    page.feed(report.page(text, table, sections))
     assert page.cells == 7 * len(table)
     assert page.sources == ["data:image/png;base64,iVBORw=="]
+    assert {"a < b", "introduction", "Figures", "Why", "p < q", "one & two", "end"} <= set(page.text)
