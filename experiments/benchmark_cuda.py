@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from experiments import common
-from experiments.benchmark import BATCH, LEARNING_RATE, measure, training_step
+from experiments.timing import BATCH, LEARNING_RATE, measure, training_step
 from minicnn import attacks, backend, networks, training
 from minicnn.autograd import Tensor, no_grad
 from minicnn.saliency import saliency_maps
