@@ -42,6 +42,7 @@ class UsageError(ValueError):
 
 USER_ERRORS = (
     UsageError,
+    attacks.AttackError,
     data.DataError,
     networks.WeightsError,
     training.TrainingError,
@@ -61,6 +62,13 @@ def positive(kind):
 
     parse.__name__ = f"positive {kind.__name__}"
     return parse
+
+
+def not_negative(text):
+    """An argparse type: an integer of at least 0."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return int(text)
 
 
 def seed(text):
@@ -301,6 +309,11 @@ def load_network(path, options, dtype=np.float32):
     return networks.load_weights(network, path)
 
 
+def network_device(network):
+    """Name of the backend where the network's parameters are."""
+    return backend.of(next(iter(network.parameters().values())).data).name
+
+
 def digest(*arrays):
     """A short hash of the contents of arrays."""
     sha = hashlib.sha256()
@@ -355,6 +368,7 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=50
             "weights": weights,
             "ties": pool_ties,
             "dtype": str(next(iter(network.parameters().values())).dtype),
+            "device": network_device(network),
             "algorithm": algorithm,
             "setting": vars(setting),
             "images": digest(x, y),

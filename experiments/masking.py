@@ -23,7 +23,7 @@ import math
 import numpy as np
 
 from experiments import common, masking_show
-from minicnn import attacks, backend, networks, training
+from minicnn import attacks, networks, training
 from minicnn.layers import MaxPool2D
 from minicnn.saliency import saliency_maps
 
@@ -58,14 +58,15 @@ COSTS = {
 # What the parts share
 
 
-def rescaled(network, scale=1.0, dtype=None):
-    """A copy of a paper_cnn with logits `scale` times as large (dense3's weights and biases), in `dtype` or its own."""
+def rescaled(network, scale=1.0, dtype=None, ties=None):
+    """A copy of a paper_cnn with logits `scale` times as large (dense3's weights and biases); dtype and tie rule are
+    its own unless others are given."""
     first = next(iter(network.parameters().values()))
-    ties = next(layer.ties for layer in network.layers.values() if isinstance(layer, MaxPool2D))
+    ties = ties or next(layer.ties for layer in network.layers.values() if isinstance(layer, MaxPool2D))
     weights = networks.get_weights(network)
     for name in ("dense3_W", "dense3_b"):
         weights[name] = weights[name] * weights[name].dtype.type(scale)
-    copy = networks.paper_cnn(ties=ties, dtype=dtype or first.dtype).to(backend.of(first.data).name)
+    copy = networks.paper_cnn(ties=ties, dtype=dtype or first.dtype).to(common.network_device(network))
     return networks.set_weights(copy, weights)
 
 
@@ -74,6 +75,7 @@ def _kept(options, network, images, labels, what, compute):
     key = {
         "masking": what,
         "weights": common.digest(*networks.get_weights(network).values()),
+        "device": common.network_device(network),
         "ties": [layer.ties for layer in network.layers.values() if isinstance(layer, MaxPool2D)],
         "images": common.digest(images, labels),
     }
@@ -523,6 +525,8 @@ def run_part(part, trained, dataset, options):
     if part == "control":
         return control(standard, images, labels, options, dataset.test_images)
     if part == "gradient_budget":
+        if not others:
+            raise common.UsageError("gradient_budget compares with standard: name temperature or distilled beside it")
         every = dataset.test_images[: options.images], dataset.test_labels[: options.images]
         return {
             name: {

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import common, masking, masking_show, report
-from experiments.saliency_maps import draw_maps, draw_samples, show_image, show_map
+from experiments.saliency_maps import draw_maps, draw_samples, show_image, show_map, show_moves
 from minicnn import attacks, networks
 from minicnn.saliency import saliency_maps
 
@@ -75,14 +75,15 @@ def study(trained, dataset, options):
     """The figures of every network in `trained` (name -> network; "standard" is the reference of the gradients)."""
     figures, store = {}, common.Store(options.out / "parts")
     images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
-    reference = saliency_maps(trained["standard"], images, labels)
+    T = options.attack_temperature
+    reference = saliency_maps(trained["standard"], images, labels, T)
     correct = {
         name: networks.predict(network, dataset.test_images).argmax(axis=1) == dataset.test_labels
         for name, network in trained.items()
     }
     for name, network in trained.items():
         figures[name] = measure(name, network, correct, dataset, options, store)
-        scaled, plain = (saliency_maps(network, images, labels, arithmetic=a) for a in ("scaled", "plain"))
+        scaled, plain = (saliency_maps(network, images, labels, T, a) for a in ("scaled", "plain"))
         seen = (correct["standard"] & correct[name])[: len(images)]
         figures[name]["gradient"] = gradient_figures(scaled, reference, plain, seen)
         accuracy = figures[name]["correct"] / figures[name]["tested"]
@@ -122,13 +123,14 @@ def author_networks(options):
     return {name: common.load_network(path, options) for name, path in files.items()}
 
 
-def appendix_a(network, dataset, options):
-    """The map of Appendix A, and Algorithm 1 on it, from the author's standard network."""
+def appendix_a(network, dataset):
+    """The map of Appendix A, and Algorithm 1 on it, from the author's standard network (ties "all", as he had it)."""
+    network = masking.rescaled(network, ties="all")
     chosen = slice(report.APPENDIX_A["index"], report.APPENDIX_A["index"] + 1)
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
     found = {}
     for arithmetic in ("plain", "scaled"):
-        result = attacks.attack(network, images, labels, "1", common.setting(options, arithmetic))
+        result = attacks.attack(network, images, labels, "1", attacks.Setting(arithmetic))
         maps = saliency_maps(network, images, labels, arithmetic=arithmetic)
         found[arithmetic] = {
             "mean": float(maps.maps.mean(dtype=np.float64)),
@@ -146,25 +148,27 @@ def draw_finding(path, dataset, network, options):
     The sample is the first that the network sees correctly and whose plain map is zero, or the first seen correctly.
     """
     images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
-    plain = saliency_maps(network, images, labels, arithmetic="plain")
+    T = options.attack_temperature
+    plain = saliency_maps(network, images, labels, T, "plain")
     correct = plain.logits.argmax(axis=1) == labels
     shown = int(np.argmax(2 * correct + (plain.zeros == plain.maps[0].size)))
     images, labels = images[shown : shown + 1], labels[shown : shown + 1]
     fig, axes = common.figure(2, 3, width=2.2, height=2.6)
     for line, arithmetic in zip(axes, ("plain", "scaled"), strict=True):
-        found = saliency_maps(network, images, labels, arithmetic=arithmetic)
+        found = saliency_maps(network, images, labels, T, arithmetic)
         result = attacks.attack(network, images, labels, "1", common.setting(options, arithmetic))
         decision = networks.predict(network, result.adversarial).argmax()
         zero = found.zeros[0] == found.maps[0].size
-        show_image(line[0], images[0, 0], f"T = 20 network sees {plain.logits[shown].argmax()}")
+        show_image(line[0], images[0, 0], f"T = {options.temperature:g} network sees {plain.logits[shown].argmax()}")
         size = "exactly 0 everywhere" if zero else f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
         show_map(line[1], found.maps[0], f"saliency map, {arithmetic} float32:\n{size}")
         outcome = f"sees {decision}" if result.succeeded[0] else f"still sees {decision}"
-        show_image(line[2], result.adversarial[0, 0], f"Algorithm 1, {result.moves[0]} moves:\n{outcome}")
+        show_moves(line[2], images[0, 0], result.adversarial[0, 0])
+        line[2].set_title(f"Algorithm 1, {result.moves[0]} moves:\n{outcome}", fontsize=8)
     common.save_figure(path, fig)
 
 
-def draw_rates(path, runs):
+def draw_rates(path, runs, T):
     """Success of Algorithms 1 and 3 on the three networks, plain beside scaled, with 95 % intervals."""
     fig, axes = common.figure(1, 2, width=4.2)
     for panel, algorithm in zip(axes[0], "13", strict=True):
@@ -176,7 +180,7 @@ def draw_rates(path, runs):
                 [100 * (r.interval[1] - r.share) for r in rates],
             ]
             panel.bar(np.arange(3) + offset, shares, 0.4, yerr=errors, capsize=3, label=f"{arithmetic} float32")
-        panel.set_xticks(range(3), ["standard\nT = 1", "temperature\nT = 20", "distilled\nT = 20"])
+        panel.set_xticks(range(3), ["standard\nT = 1", f"temperature\nT = {T:g}", f"distilled\nT = {T:g}"])
         panel.set(title=f"Algorithm {algorithm}", ylim=(0, 105))
         panel.grid(axis="y", alpha=0.3)
     axes[0, 0].set_ylabel("adversarial samples found (%)")
@@ -189,14 +193,14 @@ def draw_figures(dataset, trained, author, runs, options):
     images, labels = dataset.test_images[:FIGURE_IMAGES], dataset.test_labels[:FIGURE_IMAGES]
     out = options.out
     draw_finding(out / "finding.png", dataset, trained["temperature"], options)
-    draw_rates(out / "success.png", runs)
+    draw_rates(out / "success.png", runs, options.temperature)
     pictures = [
         ("The finding: the same network, image and attack, plain and scaled float32.", "finding.png"),
         ("Success of Algorithms 1 and 3; bars are Wilson 95 % intervals.", "success.png"),
     ]
     attacked = {
         "": ("Figures 1 and 2", trained["standard"]),
-        "temperature_": ("The same on the T = 20 network", trained["temperature"]),
+        "temperature_": (f"The same on the T = {options.temperature:g} network", trained["temperature"]),
     }
     if not isinstance(author, str):
         attacked["author_"] = "The same on the author's standard network", author["standard"]
@@ -208,7 +212,8 @@ def draw_figures(dataset, trained, author, runs, options):
             draw_samples(path, images, labels, result, decisions, f"{title}: Algorithm 1, {arithmetic} arithmetic")
             pictures.append((f"{title}, {arithmetic} arithmetic.", path.name))
     for name in common.NETWORKS:
-        found = [(a, saliency_maps(trained[name], images, labels, arithmetic=a)) for a in ("plain", "scaled")]
+        T = options.attack_temperature
+        found = [(a, saliency_maps(trained[name], images, labels, T, a)) for a in ("plain", "scaled")]
         draw_maps(out / f"saliency_{name}.png", images, found)
         pictures.append((f"Saliency maps of the {name} network.", f"saliency_{name}.png"))
         pictures.append((f"Training of the {name} network.", f"{name}.png"))
@@ -242,13 +247,13 @@ def main(options):
     author_trained = author = appendix = author_networks(options)
     if not isinstance(author, str):
         print("the author's own networks", flush=True)
-        appendix = appendix_a(author_trained["standard"], dataset, options)
+        appendix = appendix_a(author_trained["standard"], dataset)
         author = study(author_trained, dataset, options)
     results = common.environment(options) | {"runs": runs, "author": author, "appendix_a": appendix}
     if not options.trained:
         results["recipes"] = {name: vars(common.recipe(name, options)) for name in common.NETWORKS}
     results["setting"] = vars(common.setting(options, "plain")) | {"ties": options.ties}
-    results["denominator"] = options.denominator
+    results["denominator"], results["temperature"] = options.denominator, options.temperature
     table = report.rows(results)
     results["table"] = [row._asdict() for row in table]
     common.write_json(options.json, results)
@@ -301,7 +306,7 @@ if __name__ == "__main__":
     parser = common.arguments(__doc__)
     parser.add_argument(
         "--refreshed",
-        type=int,
+        type=common.not_negative,
         metavar="N",
         help="test images for Algorithm 4, a few seconds each; default: 10 of digits, 50 of mnist",
     )

@@ -48,14 +48,19 @@ def show_map(axes, saliency_map, title=""):
     axes.axis("off")
 
 
+def show_moves(axes, image, adversarial):
+    """Draw an adversarial sample, the pixels that were moved in red."""
+    show_image(axes, adversarial)
+    moved = np.argwhere(image != adversarial)
+    axes.scatter(moved[:, 1], moved[:, 0], s=4, color="tab:red")
+
+
 def draw_samples(path, images, labels, result, decisions, title):
     """Figure 1 above Figure 2: samples, and what Algorithm 1 made of them (red: changed pixels)."""
     fig, axes = common.figure(2, len(images), width=1.3, height=1.6)
     for i, (top, bottom) in enumerate(axes.T):
         show_image(top, images[i, 0], f"label {labels[i]}")
-        show_image(bottom, result.adversarial[i, 0])
-        changed = np.argwhere(images[i, 0] != result.adversarial[i, 0])
-        bottom.scatter(changed[:, 1], changed[:, 0], s=4, color="tab:red")
+        show_moves(bottom, images[i, 0], result.adversarial[i, 0])
         outcome = f"seen as {decisions[i]}" if result.succeeded[i] else "failed"
         bottom.set_title(f"{outcome}\n{result.moves[i]} moves", fontsize=8)
     fig.suptitle(title, fontsize=10)

@@ -28,6 +28,10 @@ from minicnn.saliency import saliency_maps
 RAISE, LOWER = 0, 1
 
 
+class AttackError(ValueError):
+    """An attack cannot be run; the message says why and what to do."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """score: "gradient" (saliency map) or "loss difference"; absolute: of its absolute value; lowers: whether moves to
@@ -127,7 +131,10 @@ class _Scorer:
     def __call__(self, images, labels):
         chunk = self.setting.chunk
         parts = [self.score(images[i : i + chunk], labels[i : i + chunk]) for i in range(0, len(images), chunk)]
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        best, kind, zero = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        if np.isnan(best).any():
+            raise AttackError(f"logits divided by T = {self.setting.T:g} leave {best.dtype}: choose a larger T")
+        return best, kind, zero
 
     def _by_gradient(self, images, labels):
         setting = self.setting
@@ -181,7 +188,8 @@ def attack(network, images, labels, algorithm, setting=None, on_move=None):
 
     network: on any device. images (N, 1, H, W) in [0, 1], labels (N,) integers: host arrays. algorithm: a key of
     ALGORITHMS or an Algorithm. setting: a Setting. on_move(move, limit, active) is called after each round of moves.
-    Returns an AttackResult. Raises ValueError for an unknown algorithm or shapes that do not fit.
+    Returns an AttackResult. Raises ValueError for an unknown algorithm or shapes that do not fit, AttackError where T
+    is so small that scores are not numbers.
     """
     setting = setting or Setting()
     if not isinstance(algorithm, Algorithm):

@@ -6,6 +6,7 @@ is a few matrix products a row without an im2col copy, pooling and ReLU run over
 keeps the layout by itself. Arrays are float32 or float64; an output has the dtype of its input.
 """
 
+import contextlib
 import functools
 import os
 import threading
@@ -18,6 +19,7 @@ CACHED = 2**16  # numbers of an intermediate result that stays in a core's cache
 CHANGED_IMAGES = 256  # of one_pixel.py at a time: fewer cost more calls, more leave the cache
 
 _this_thread = threading.local()
+_equal_sums = False
 
 
 def _available_cores():
@@ -45,6 +47,31 @@ def in_parallel(job, items):
     operations that a job calls are not divided further: a pool whose threads wait for each other would stand still."""
     alone = _pool is None or getattr(_this_thread, "works", False)
     return list((map if alone else _pool.map)(job, items))
+
+
+@contextlib.contextmanager
+def equal_sums():
+    """Within this context conv2d gives equal windows of an image equal sums to the last bit, wherever they lie.
+
+    BLAS rounds the outer columns of a product in another way than the inner ones, which breaks ties of a max-pool on a
+    flat background, and with them its gradient. Here every column of pixels is a product of its own, all of the same
+    shape: slower, for few images several times.
+    """
+    global _equal_sums
+    before, _equal_sums = _equal_sums, True
+    try:
+        yield
+    finally:
+        _equal_sums = before
+
+
+def _multiply(taps, lines, images, out):
+    """out = taps @ lines, (O, K) and (rows, K, W N) -> (rows, O, W N); within equal_sums a product per column."""
+    if not _equal_sums:
+        return np.matmul(taps, lines, out=out)
+    by_column = (a.reshape(*a.shape[:2], a.shape[2] // images, images).transpose(0, 2, 1, 3) for a in (lines, out))
+    np.matmul(taps, next(by_column), out=next(by_column))
+    return out
 
 
 def _over_rows(job, array):
@@ -151,15 +178,15 @@ def _correlate(x, w, size_out, offset, bias=None, relu=False):
             y_rows, taps = matrices[group], w[:, :, present].reshape(kernel_width, filters, -1)
             if kernel_height * channels < filters:
                 taps = taps.transpose(1, 0, 2).reshape(filters, -1)
-                np.matmul(taps, _columns(lines, shifts, y_rows.shape[2]), out=y_rows)
+                _multiply(taps, _columns(lines, shifts, y_rows.shape[2]), images, y_rows)
             else:
                 for j, (reached, read) in enumerate(shifts):
                     if j == 0:
                         y_rows[:, :, : reached.start] = y_rows[:, :, reached.stop :] = 0
-                        np.matmul(taps[j], lines[:, :, read], out=y_rows[:, :, reached])
+                        _multiply(taps[j], lines[:, :, read], images, y_rows[:, :, reached])
                     else:
                         product = scratch[: len(lines), :, reached]
-                        y_rows[:, :, reached] += np.matmul(taps[j], lines[:, :, read], out=product)
+                        y_rows[:, :, reached] += _multiply(taps[j], lines[:, :, read], images, product)
             if bias is not None:
                 y_rows += bias[:, None]
             if relu:

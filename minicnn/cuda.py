@@ -12,6 +12,7 @@ from step to step (step counter, learning rate, permutation) is read from device
 with it the order of every sum, follows from the shapes alone, never from the device: the same bits on every run.
 """
 
+import contextlib
 import hashlib
 import math
 from pathlib import Path
@@ -512,6 +513,10 @@ class Cuda:
     def accumulate(self, total, values):
         values = self._inputs(values)
         self._launch("accumulate", self._type(values), (1,), (256,), total, values, values.size)
+
+    def equal_sums(self):
+        """A context that changes nothing: here every output is summed in the same order."""
+        return contextlib.nullcontext()
 
     def in_parallel(self, job, items):
         """[job(item) for every item], one after the other: a single job is to fill the device."""

@@ -31,12 +31,13 @@ def _chunk_maps(network, images, labels, T, arithmetic):
     """One batch through the network and back: no weight gradients, conv1's pullback written straight to the maps."""
     (_, first), *rest = network.layers.items()
     kernels = backend.of(images).kernels
-    with no_grad():
-        hidden = first(Tensor(images))
-    hidden.requires_grad = True
-    logits = hidden
-    for _, layer in rest:
-        logits = layer(logits)
+    with kernels.equal_sums():
+        with no_grad():
+            hidden = first(Tensor(images))
+        hidden.requires_grad = True
+        logits = hidden
+        for _, layer in rest:
+            logits = layer(logits)
     seed, log10_scale = kernels.saliency_seed(logits.data, labels, T, arithmetic)
     (g,) = grad(logits, [hidden], seed)
     if first.relu:

@@ -15,6 +15,7 @@ from minicnn.attacks import (
     LOWER,
     RAISE,
     Algorithm,
+    AttackError,
     AttackResult,
     Setting,
     attack,
@@ -478,6 +479,14 @@ def test_labels_that_do_not_fit(labels):
 def test_images_that_do_not_fit(shape):
     with pytest.raises(ValueError, match=r"images \(N, 1, H, W\)"):
         attack(small_network(), np.zeros(shape), np.zeros(6, int), "1")
+
+
+@pytest.mark.parametrize(("algorithm", "arithmetic"), [("1", "scaled"), ("2", "scaled"), ("2", "plain")])
+def test_scores_that_are_not_numbers_are_no_failed_attack(algorithm, arithmetic):
+    network = small_network()
+    images, labels = samples(network)
+    with np.errstate(all="ignore"), pytest.raises(AttackError, match="T = 1e-310 leave float64: choose a larger T"):
+        attack(network, images, labels, algorithm, Setting(arithmetic, T=1e-310))
 
 
 def test_unknown_algorithm():

@@ -35,7 +35,12 @@ def results():
         "temperature": network((0.04, 0.95)),
         "distilled": network((0.05, 0.94)),
     }
-    return {"runs": [{"networks": networks}], "author": "needs a file", "appendix_a": "needs the network"}
+    return {
+        "runs": [{"networks": networks}],
+        "temperature": 20.0,
+        "author": "needs a file",
+        "appendix_a": "needs the network",
+    }
 
 
 def verdicts(results):
@@ -73,7 +78,8 @@ def test_the_factor_verdict_follows_the_data(results, claim):
     assert "temperature helps here" in verdicts(results)[claim]
     set_success(results, "temperature", algorithm, 0.62, 0.83)
     assert verdicts(results)[claim] == (
-        "In plain float32 the two networks do not differ, and without underflow the two do not differ."
+        "In plain float32 no difference between the two networks is measurable, and without underflow no difference is "
+        "measurable."
     )
     set_success(results, "temperature", algorithm, 0.90, 0.99)
     assert verdicts(results)[claim].count("the weaker one") == 2
@@ -85,7 +91,7 @@ def test_the_claimed_success_rate_is_judged_by_the_interval(results):
     assert "succeeds more often, so part of its failures was arithmetic" in verdicts(results)[claim]
     set_success(results, "standard", "1", 0.72, 0.73)
     assert "72% is in line with what plain" in verdicts(results)[claim]
-    assert "the same within its uncertainty" in verdicts(results)[claim]
+    assert "no other rate is measurable" in verdicts(results)[claim]
     set_success(results, "standard", "1", 0.95, 0.50)
     assert "72% is below what plain" in verdicts(results)[claim]
     assert "it succeeds less often" in verdicts(results)[claim]
@@ -112,7 +118,7 @@ def test_distillation_verdict(results):
 
 def test_accuracy_verdict(results):
     claim = "Accuracy: temperature beats distillation"
-    assert verdicts(results)[claim].startswith("The T = 20 network is as accurate as the distilled one")
+    assert verdicts(results)[claim].startswith("The T = 20 network is not measurably more or less accurate than the d")
     results["runs"][0]["networks"]["distilled"]["correct"] = 900
     assert verdicts(results)[claim].startswith("The T = 20 network is more accurate than the distilled one")
     results["runs"][0]["networks"]["temperature"]["correct"] = 800
@@ -157,6 +163,14 @@ def test_seeds_are_pooled_and_their_spread_is_shown(results):
     pooled = report.rate(results["runs"], "standard", "1", "plain")
     assert (pooled.successes, pooled.trials) == (126 + 146, 400)
     assert "2 seeds: 68.0% +- 7.1%" in str(pooled)
+    assert pooled.interval == Rate(136, 200).interval
+
+
+def test_verdicts_name_the_temperature_of_the_run(results):
+    assert sum("the T = 20 network" in v for v in verdicts(results).values()) > 1
+    results["temperature"] = 5.0
+    assert not any("T = 20" in verdict for verdict in verdicts(results).values())
+    assert sum("T = 5" in verdict for verdict in verdicts(results).values()) > 3
 
 
 def test_compare_and_against():

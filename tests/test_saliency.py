@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minicnn import backend
 from minicnn.autograd import Tensor
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
 from minicnn.networks import get_weights, paper_cnn, predict, set_weights
@@ -116,6 +117,38 @@ def test_the_paper_s_network_with_a_larger_last_layer():
     double = set_weights(paper_cnn(dtype=np.float64), get_weights(network))
     truth = saliency_maps(double, images, labels, arithmetic="scaled")
     np.testing.assert_allclose(after["scaled"].log10_size(), truth.log10_size(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ties", ["first", "all"])
+def test_ties_on_a_flat_background_are_ties_in_any_batch(ties):
+    """The map of an image does not depend on how many are computed with it, though BLAS rounds by the position."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((17, 1, 28, 28), np.float32)
+    images[:, :, 8:20, 10:18] = rng.random((17, 1, 12, 8))
+    labels = rng.integers(0, 10, 17)
+    network, other = (paper_cnn(seed=0, ties=rule) for rule in (ties, "first" if ties == "all" else "all"))
+    for name, parameter in network.parameters().items():
+        if name.endswith("_b"):
+            parameter.data[...] = rng.normal(0, 0.1, parameter.shape)
+    set_weights(other, get_weights(network))
+    double = set_weights(paper_cnn(ties=ties, dtype=np.float64), get_weights(network))
+    exact = saliency_maps(double, images, labels, chunk=1).maps
+    largest = np.abs(exact).max(axis=(1, 2), keepdims=True)
+    assert (np.abs(saliency_maps(other, images, labels).maps - exact) / largest).min(axis=0).max() > 0.01
+    for chunk in (1, 2, 3, 8, 17):
+        assert (np.abs(saliency_maps(network, images, labels, chunk=chunk).maps - exact) / largest).max() < 1e-5, chunk
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_windows_have_equal_sums(device, dtype):
+    """Images of one value each: every output of a filter is the same number, and so is that of its neighbours."""
+    rng = np.random.default_rng(0)
+    for images, channels, filters in ((1, 1, 32), (3, 1, 12), (3, 32, 32), (8, 32, 64), (5, 7, 13)):
+        x = np.broadcast_to(rng.random((images, channels, 1, 1)), (images, channels, 9, 26)).astype(dtype)
+        w, b = rng.standard_normal((filters, channels, 3, 3)).astype(dtype), rng.standard_normal(filters).astype(dtype)
+        with device.kernels.equal_sums():
+            y = backend.to_host(device.kernels.conv2d(*map(device.asarray, (x, w, b)), "valid", False))
+        assert np.array_equal(y, np.broadcast_to(y[:, :, :1, :1], y.shape))
 
 
 @pytest.mark.parametrize("arithmetic", ["plain", "scaled"])
