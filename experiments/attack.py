@@ -22,6 +22,7 @@ def other_weights(options):
 
 def main(options):
     path = common.find_weights(options)
+    other = common.load_network(other_weights(options), options) if options.denominator == "common" else None
     dataset = common.load_data(options)
     network = common.load_network(path, options)
     count = options.images or common.PROTOCOL[options.dataset]["images"]
@@ -29,8 +30,7 @@ def main(options):
     setting = common.setting(options, options.arithmetic)
     result = common.attack(network, images, labels, options.algorithm, setting, common.Store(options.out / "parts"))
     correct = {"attacked": result.attacked}
-    if options.denominator == "common":
-        other = common.load_network(other_weights(options), options)
+    if other is not None:
         correct["other"] = networks.predict(other, images).argmax(axis=1) == labels
     figures = attacks.summary(result, common.counted(options.denominator, correct, "attacked", len(images)))
     low, high = figures["success_interval"]

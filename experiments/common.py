@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import minicnn
-from minicnn import attacks, backend, cpu, data, networks, training
+from minicnn import attacks, backend, cpu, cuda, data, networks, training
 from minicnn.files import write_atomically
 
 RESULTS = Path(os.path.relpath(Path(__file__).parent / "results"))
@@ -103,7 +104,12 @@ def training_arguments(parser):
         type=int,
         help="training samples set apart; default: 1000 of mnist, as the author had it (the paper's text says 10000)",
     )
-    parser.add_argument("--temperature", type=positive(float), default=20.0, help="T of temperature and distilled")
+    parser.add_argument(
+        "--temperature",
+        type=positive(float),
+        default=20.0,
+        help="T > 0 that the networks temperature and distilled are trained at; default: 20",
+    )
     parser.add_argument(
         "--teacher-dropout",
         choices=("on", "off"),
@@ -135,14 +141,38 @@ def counted(denominator, correct, name, count):
     return np.logical_and.reduce([right[:count] for right in compared])
 
 
-def attack_arguments(parser):
-    """Add the options of attacks to a parser."""
-    parser.add_argument("--images", type=positive(int), help="the first N test images; default: 297 digits, 1000 mnist")
-    parser.add_argument("--limit", type=positive(int), default=100, help="moves an image; 99 as the author's code")
-    parser.add_argument("--maximum", type=positive(float), default=1.0, help="of a pixel; 255/256 is mnist's own")
-    parser.add_argument("--attack-temperature", type=positive(float), default=1.0, help="T of the attacked loss")
-    parser.add_argument("--skip-unchanged", action="store_true", help="leave out moves that change nothing")
-    parser.add_argument("--ties", choices=("first", "all"), default="all", help="max-pool gradient; all as the author")
+def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
+    """Add the options of attacks to a parser. images: what the default of --images is, in words."""
+    parser.add_argument(
+        "--images", type=positive(int), metavar="N", help=f"attack the first N test images; default: {images}"
+    )
+    parser.add_argument(
+        "--limit", type=positive(int), default=100, help="moves an image; default: 100 (the author's code makes 99)"
+    )
+    parser.add_argument(
+        "--maximum",
+        type=positive(float),
+        default=1.0,
+        help="what a pixel is raised to; default: 1, as the paper has it (mnist's own is 255/256 = 0.99609375)",
+    )
+    parser.add_argument(
+        "--attack-temperature", type=positive(float), default=1.0, help="T of the attacked loss; default: 1"
+    )
+    parser.add_argument(
+        "--skip-unchanged", action="store_true", help="leave out moves that change nothing, which count as printed"
+    )
+    parser.add_argument(
+        "--prefer",
+        choices=("raise", "lower"),
+        default="raise",
+        help="where both moves of a pixel score the same (Algorithms 2 and 4); default: raise",
+    )
+    parser.add_argument(
+        "--ties",
+        choices=("first", "all"),
+        default="all",
+        help="where max-pools send the gradient of equal maxima; default: all, as the author's Theano did",
+    )
 
 
 def run(main, parser, results=None):
@@ -151,7 +181,7 @@ def run(main, parser, results=None):
     results: name of the JSON file in the folder, by default that of the experiment.
     """
     options = parser.parse_args()
-    options.out = options.out or Path("runs") / options.dataset
+    options.out = options.out or default_folder(options.dataset)
     options.json = options.json or options.out / (results or f"{experiment_name()}.json")
     use_one_blas_thread()
     try:
@@ -166,6 +196,11 @@ def run(main, parser, results=None):
     except KeyboardInterrupt:
         print("\nstopped; what is computed is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+def default_folder(dataset):
+    """Where an experiment writes without --out."""
+    return Path("runs") / dataset
 
 
 def _make_folder(folder):
@@ -290,7 +325,7 @@ def find_weights(options, name=None):
 
     Raises UsageError where there is none.
     """
-    if name is None and options.weights:
+    if name is None and options.weights is not None:
         return options.weights
     name = name or options.network
     folders = [options.out, RESULTS / options.dataset]
@@ -299,7 +334,8 @@ def find_weights(options, name=None):
             return folder / f"{name}.npz"
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
-        f"python -m experiments.train --dataset {options.dataset} --network {name}, or name --weights FILE"
+        f"python -m experiments.train --dataset {options.dataset} --network {name}"
+        f"{'' if options.out == default_folder(options.dataset) else f' --out {options.out}'}, or name --weights FILE"
     )
 
 
@@ -322,18 +358,25 @@ def digest(*arrays):
     return sha.hexdigest()[:16]
 
 
+@functools.cache
+def digest_of_sources(*others):
+    """A short hash of the sources of minicnn and its kernels, and of other files."""
+    sources = [*Path(minicnn.__file__).parent.glob("*.py"), *cuda.kernel_folder().glob("*.cu*")]
+    return digest(*(np.frombuffer(Path(path).read_bytes(), np.uint8) for path in [*sorted(sources), *others]))
+
+
 class Store:
     """Parts of an experiment on disk, so that nothing computed is lost: get(key, compute) computes a part only once.
 
-    key: a dict of plain values that says what the part depends on, beside the version of minicnn: a change of the
-    engine that changes results needs a new one. A part is a dict of arrays.
+    key: a dict of plain values that says what the part depends on, beside the sources of minicnn: a change of the
+    engine makes all parts anew. A part is a dict of arrays.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
 
     def get(self, key, compute):
-        text = json.dumps(key | {"minicnn": minicnn.__version__}, sort_keys=True)
+        text = json.dumps(key | {"minicnn": digest_of_sources()}, sort_keys=True)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
         if path.exists():
             try:
@@ -353,6 +396,7 @@ def setting(options, arithmetic):
         limit=options.limit,
         maximum=options.maximum,
         skip_unchanged=options.skip_unchanged,
+        prefer=options.prefer,
     )
 
 

@@ -12,6 +12,7 @@ experiments.masking finds, a longer study of why temperature seemed to work.
 
 import argparse
 import copy
+import math
 import os
 from pathlib import Path
 
@@ -22,23 +23,33 @@ from experiments.saliency_maps import draw_maps, draw_samples, show_image, show_
 from minicnn import attacks, networks
 from minicnn.saliency import saliency_maps
 
-# Test images for the algorithms that try every pixel (4: after every move); Algorithms 1 and 3 take --images.
+# Test images for the algorithms that try every pixel (4: after every move), where --images and --refreshed are silent.
 EXPENSIVE = {"digits": {"2": 50, "author": 50, "4": 10}, "mnist": {"2": 1000, "author": 1000, "4": 50}}
-# The networks that the table needs them on; Algorithms 1 and 3 run on all.
-ATTACKED = {"2": ("standard",), "author": ("standard", "temperature"), "4": ("standard",)}
+# The networks that the table needs them on; the others run on all.
+ATTACKED = {"2": ("standard",), "4": ("standard",)}
 FIGURE_IMAGES = 8
+
+
+def image_counts(options, dataset):
+    """Algorithm -> the number of test images that it is run on."""
+    cheap = options.images or common.PROTOCOL[options.dataset]["images"]
+    counts = {"1": cheap, "3": cheap} | EXPENSIVE[options.dataset]
+    if options.images:
+        counts |= {"2": options.images, "author": options.images}
+    if options.refreshed is not None:
+        counts["4"] = options.refreshed
+    counts["2"] = max(counts["2"], counts["4"])  # their row compares the two on the same images
+    return {algorithm: min(count, len(dataset.test_labels)) for algorithm, count in counts.items()}
 
 
 def measure(name, network, correct, dataset, options, store):
     """The figures of one network: accuracy, and every attack in both arithmetics. correct: as for common.counted."""
     figures = {"correct": int(correct[name].sum()), "tested": len(correct[name]), "attacks": {}}
-    counts = {"1": options.images, "3": options.images, **EXPENSIVE[options.dataset]}
-    if options.refreshed is not None:
-        counts["4"] = options.refreshed
+    counts = image_counts(options, dataset)
     for algorithm in attacks.ALGORITHMS:
         if name not in ATTACKED.get(algorithm, common.NETWORKS) or not counts[algorithm]:
             continue
-        count = min(counts[algorithm], len(dataset.test_labels))
+        count = counts[algorithm]
         images, labels = dataset.test_images[:count], dataset.test_labels[:count]
         counted = common.counted(options.denominator, correct, name, count)
         for arithmetic in ("plain", "scaled"):
@@ -48,8 +59,16 @@ def measure(name, network, correct, dataset, options, store):
             if algorithm == "2" and counts["4"]:
                 of_4 = counted & (np.arange(count) < counts["4"])
                 same_images = figures["attacks"].setdefault(report.ON_THE_SAME_IMAGES, {})
-                same_images[arithmetic] = attacks.summary(result, of_4)
+                of_4_alone = attacks.summary(result, of_4)
+                same_images[arithmetic] = {k: of_4_alone[k] for k in report.OF_A_RATE}
     return figures
+
+
+def median_interval(values):
+    """A 95 % interval of the median, from the order of the values alone (Conover 1999, section 3.2)."""
+    ordered, n = np.sort(values), len(values)
+    reach = 1.959963984540054 * math.sqrt(n) / 2
+    return float(ordered[max(0, math.floor(n / 2 - reach))]), float(ordered[min(n - 1, math.ceil(n / 2 + reach))])
 
 
 def gradient_figures(found, reference, plain, seen):
@@ -62,9 +81,12 @@ def gradient_figures(found, reference, plain, seen):
         raise common.UsageError(f"no gradients to compare: of {len(seen)} images two networks see none correctly")
     ratio = (found.log10_size() - reference.log10_size())[seen]
     low, median, high = np.percentile(ratio, (10, 50, 90))
+    median_low, median_high = median_interval(ratio)
     return {
         "images": len(ratio),
         "log10_ratio_median": float(median),
+        "log10_ratio_median_low": median_low,
+        "log10_ratio_median_high": median_high,
         "log10_ratio_low": float(low),
         "log10_ratio_high": float(high),
         "plain_zero_share": float((plain.zeros == plain.maps[0].size)[seen].mean()),
@@ -74,7 +96,8 @@ def gradient_figures(found, reference, plain, seen):
 def study(trained, dataset, options):
     """The figures of every network in `trained` (name -> network; "standard" is the reference of the gradients)."""
     figures, store = {}, common.Store(options.out / "parts")
-    images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
+    count = image_counts(options, dataset)["1"]
+    images, labels = dataset.test_images[:count], dataset.test_labels[:count]
     T = options.attack_temperature
     reference = saliency_maps(trained["standard"], images, labels, T)
     correct = {
@@ -107,7 +130,7 @@ def train_all(dataset, options):
 def masking_networks(trained, dataset, options):
     """The networks of experiments.masking: also the one that the paper has not, where --trained has it."""
     if not options.trained:
-        return masking.find_or_train(options, dataset)
+        return masking.find_or_train(masking.PARTS, options, dataset)
     path = options.trained / "standard-distilled.npz"
     return trained | ({"standard-distilled": common.load_network(path, options)} if path.exists() else {})
 
@@ -147,7 +170,8 @@ def draw_finding(path, dataset, network, options):
 
     The sample is the first that the network sees correctly and whose plain map is zero, or the first seen correctly.
     """
-    images, labels = dataset.test_images[: options.images], dataset.test_labels[: options.images]
+    count = image_counts(options, dataset)["1"]
+    images, labels = dataset.test_images[:count], dataset.test_labels[:count]
     T = options.attack_temperature
     plain = saliency_maps(network, images, labels, T, "plain")
     correct = plain.logits.argmax(axis=1) == labels
@@ -222,7 +246,6 @@ def draw_figures(dataset, trained, author, runs, options):
 
 def masking_sections(heading, trained, dataset, options):
     """Run experiments.masking: its results, and the sections of the report that show them."""
-    options = argparse.Namespace(**vars(options) | {"images": None})
     results = dict(masking.study(masking.PARTS, trained, dataset, options))
     sections = [masking_show.section(part, figures, options.out) for part, figures in results.items()]
     sections = [report.Section(f"{heading}: {title}", *rest) for title, *rest in sections]
@@ -233,7 +256,6 @@ def main(options):
     if options.trained and options.seeds > 1:
         raise common.UsageError("--trained holds the networks of one seed: leave out --seeds, or train")
     dataset = common.load_data(options)
-    options.images = min(options.images or common.PROTOCOL[options.dataset]["images"], len(dataset.test_labels))
     runs = []
     for seed in range(options.seed, options.seed + options.seeds):
         one = copy.copy(options)
@@ -252,7 +274,8 @@ def main(options):
     results = common.environment(options) | {"runs": runs, "author": author, "appendix_a": appendix}
     if not options.trained:
         results["recipes"] = {name: vars(common.recipe(name, options)) for name in common.NETWORKS}
-    results["setting"] = vars(common.setting(options, "plain")) | {"ties": options.ties}
+    results["setting"] = {k: v for k, v in vars(common.setting(options, "plain")).items() if k != "arithmetic"}
+    results["setting"] |= {"ties": options.ties, "images": image_counts(options, dataset)}
     results["denominator"], results["temperature"] = options.denominator, options.temperature
     table = report.rows(results)
     results["table"] = [row._asdict() for row in table]
@@ -284,14 +307,17 @@ DENOMINATORS = {
 def write_reports(options, dataset, results, table, sections):
     """report.md and report.html beside the figures."""
     epochs = sorted({n for run in results["runs"] for n in run["epochs"].values()})
-    machine = results["machine"]
+    machine, setting = results["machine"], results["setting"]
+    counts = ", ".join(f"{n} for {a if a == 'author' else f'Algorithm {a}'}" for a, n in setting["images"].items())
     text = report.Text(
         title=f"Temperature and robustness on {dataset.name}: the paper beside the truth",
         introduction=(
             f"Song (2017), reproduced with minicnn: {' to '.join(map(str, epochs))} epochs of training, "
-            f"{options.seeds} seed{'s' * (options.seeds > 1)}, the first {options.images} test images for Algorithms "
-            "1 and 3. Plain is the author's float32 arithmetic, scaled is float32 without underflow. Success rates are "
-            f"{DENOMINATORS[options.denominator]}, with Wilson 95 % intervals."
+            f"{options.seeds} seed{'s' * (options.seeds > 1)}. Plain is the author's float32 arithmetic, scaled is "
+            "float32 without underflow. Attacks make at most "
+            f"{setting['limit']} moves, to 0 or {setting['maximum']:g}, against the loss at T = {setting['T']:g}; "
+            f"equal maxima of a max-pool: gradient to {setting['ties']}. Test images, from the first: {counts}. "
+            f"Success rates are {DENOMINATORS[options.denominator]}, with Wilson 95 % intervals."
         ),
         footer=(
             f"{results['command']}, {results['date']}, {machine['processor']}, {machine['cores']} cores, "
@@ -302,7 +328,8 @@ def write_reports(options, dataset, results, table, sections):
     common.write_atomically(options.out / "report.html", report.page(text, table, sections).encode())
 
 
-if __name__ == "__main__":
+def command_line():
+    """The parser of this experiment."""
     parser = common.arguments(__doc__)
     parser.add_argument(
         "--refreshed",
@@ -318,6 +345,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--seeds", type=common.positive(int), default=1, help="repeat with N seeds: mean and spread")
     common.training_arguments(parser)
-    common.attack_arguments(parser)
+    common.attack_arguments(parser, "digits 297 for Algorithms 1 and 3, 50 for 2 and the author's; mnist 1000")
     common.denominator_argument(parser)
-    common.run(main, parser, results="results.json")
+    return parser
+
+
+if __name__ == "__main__":
+    common.run(main, command_line(), results="results.json")

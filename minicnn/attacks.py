@@ -5,7 +5,8 @@ A move sets one pixel to the maximum ("raise") or the minimum ("lower"). The loo
 never the same move's pixel twice, until the decision differs from the label or the limit is reached. What the paper's
 text leaves open is decided here, once:
 
-- Equal scores: the first pixel in raster order, and raise before lower (Algorithm 2, where S1 = S2 matches both).
+- Equal scores: the first pixel in raster order. Where raising and lowering it score the same (S1 = S2 matches both
+  branches of Algorithm 2) it is raised; prefer="lower" does what the branches do one after the other.
 - A used entry leaves both maps, as minus infinity (Algorithm 1 says so; Algorithm 3 sets it to 0; Algorithm 2 forgets).
 - Algorithm 3 lowers where the gradient is 0 (its text defines k > 0 and k < 0).
 - A move that changes nothing, raising a pixel that is at the maximum already, counts as a move, as printed;
@@ -58,7 +59,8 @@ class Setting:
 
     arithmetic: "plain" (the author's float32, which underflows) or "scaled" (which does not); T > 0: temperature of the
     attacked loss; limit: moves a sample (100 in the paper, effectively 99 in the author's code); maximum, minimum:
-    values of a moved pixel; skip_unchanged: leave out moves that change nothing; chunk: images in memory at a time.
+    values of a moved pixel; skip_unchanged: leave out moves that change nothing; prefer: "raise" or "lower", of two
+    moves of a pixel that score the same; chunk: images in memory at a time.
     """
 
     arithmetic: str = "scaled"
@@ -67,12 +69,15 @@ class Setting:
     maximum: float = 1.0
     minimum: float = 0.0
     skip_unchanged: bool = False
+    prefer: str = "raise"
     chunk: int = 256
 
     def __post_init__(self):
         check_temperature(self.T)
         if self.arithmetic not in ("plain", "scaled"):
             raise ValueError(f"arithmetic must be 'plain' or 'scaled', got {self.arithmetic!r}")
+        if self.prefer not in ("raise", "lower"):
+            raise ValueError(f"prefer must be 'raise' or 'lower', got {self.prefer!r}")
         if self.limit < 0 or self.chunk < 1 or not self.minimum < self.maximum:
             raise ValueError(f"limit >= 0, chunk >= 1 and minimum < maximum are needed, got {self}")
 
@@ -180,7 +185,10 @@ class _Scorer:
         zero = np.ones(len(images), bool)
         zero[image[after != before[image]]] = False
         self.forwards += len(images) + len(image)
-        return scores.max(axis=2), scores.argmax(axis=2), zero
+        lower = scores[..., LOWER:] > scores[..., :LOWER]
+        if setting.prefer == "lower":
+            lower |= scores[..., LOWER:] == scores[..., :LOWER]
+        return scores.max(axis=2), np.where(lower.any(axis=2), LOWER, RAISE), zero
 
 
 def attack(network, images, labels, algorithm, setting=None, on_move=None):
@@ -199,9 +207,9 @@ def attack(network, images, labels, algorithm, setting=None, on_move=None):
     if images.ndim != 4 or images.shape[1] != 1 or labels.shape != images.shape[:1]:
         raise ValueError(f"images (N, 1, H, W) and labels (N,) are needed, got {images.shape} and {labels.shape}")
     scorer = _Scorer(network, algorithm, setting)
-    adversarial = np.array(images, dtype=next(iter(network.parameters().values())).dtype)
+    adversarial = np.array(images, dtype=next(iter(network.parameters().values())).dtype, order="C")
     n = len(images)
-    pixels = adversarial.reshape(n, math.prod(images.shape[1:]))
+    pixels = adversarial.reshape(n, math.prod(images.shape[1:]))  # a view: the moves are made in it
     result = AttackResult(
         attacked=predict(network, adversarial, chunk=setting.chunk).argmax(axis=1) == labels,
         succeeded=np.zeros(n, bool),

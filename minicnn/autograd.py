@@ -29,12 +29,14 @@ def no_grad():
 def op(function):
     """Turn function(*arrays, **options) -> (value, pullbacks) into a differentiable operation on Tensors.
 
-    Arguments that are no Tensor are constants. Raises TypeError where Tensors of different dtype or backend meet, or a
-    constant would change the dtype.
+    Arguments that are no Tensor are constants. Raises TypeError where Tensors of different dtype or backend meet, where
+    a constant would change the dtype, where a Tensor that requires a gradient has no pullback, and for one by keyword.
     """
 
     @functools.wraps(function)
     def apply(*args, **options):
+        if named := [name for name, a in options.items() if isinstance(a, Tensor)]:
+            raise TypeError(f"{function.__name__}: pass the Tensor {named[0]} by position, options are constants")
         tensors = [a for a in args if isinstance(a, Tensor)]
         kinds = {(backend.of(t.data).name, t.data.dtype) for t in tensors}
         if len(kinds) > 1:
@@ -44,6 +46,8 @@ def op(function):
         if tensors and value.dtype != tensors[0].dtype:
             raise TypeError(f"{function.__name__}: a constant turns {tensors[0].dtype} into {value.dtype}")
         edges = [(a, p) for a, p in zip(args, pullbacks, strict=False) if isinstance(a, Tensor) and a.requires_grad]
+        if any(isinstance(a, Tensor) and a.requires_grad for a in args[len(pullbacks) :]):
+            raise TypeError(f"{function.__name__} has no gradient by argument {len(pullbacks)} or later")
         return Tensor(value, edges=edges if _recording else ())
 
     return apply

@@ -157,15 +157,16 @@ class OneImage:
         return S, nothing
 
 
-def largest(S, c, values, exact_zeros):
-    """(kind, m, n) of the largest score, in raster order and S1 before S2 among equals; None where there is none.
+def largest(S, c, values, exact_zeros, kinds):
+    """(kind, m, n) of the largest score, in raster order and by the order of kinds among equals; None where there is
+    none.
 
     A comparison of choices needs scores that are clearly apart, or known to be equal: of moves that change nothing, or
     of gradients that are exactly 0.
     """
     best, place = NEVER, None
     for m, n in np.ndindex(c.shape):
-        for kind in (RAISE, LOWER):
+        for kind in kinds:
             if S[kind, m, n] > best:
                 best, place = S[kind, m, n], (kind, m, n)
     if place is not None:
@@ -187,7 +188,8 @@ def reference(network, image, label, algorithm, setting):
         S, result["zero_scores"] = one.maps(c, algorithm)
         used = np.zeros(c.shape, bool)
         for i in range(1, setting.limit + 1):
-            place = largest(S, c, values, exact_zeros=algorithm in ("1", "3"))
+            kinds = (RAISE, LOWER) if setting.prefer == "raise" else (LOWER, RAISE)
+            place = largest(S, c, values, algorithm in ("1", "3"), kinds)
             if place is None:
                 break
             kind, m, n = place
@@ -329,6 +331,29 @@ def test_equal_scores_go_in_raster_order_and_raise_before_lower(algorithm, arith
     for limit in range(6):
         found = attack(network, *grey(6), algorithm, Setting(arithmetic, limit=limit))
         assert found.adversarial.ravel().tolist() == [1.0] * limit + [0.5] * (6 - limit)
+
+
+@pytest.mark.parametrize("algorithm", ["2", "4"])
+def test_a_saturated_network_is_painted_white_or_black_by_what_is_preferred(algorithm):
+    network = small_network(scale=1e5)
+    images, labels = samples(network)
+    images, labels = images[:1], labels[:1]
+    for prefer, value in ("raise", 1), ("lower", 0):
+        setting = Setting("plain", limit=9, prefer=prefer)
+        found = attack(network, images, labels, algorithm, setting)
+        assert found.zero_scores.item() and found.adversarial[0, 0].flat[:9].tolist() == [value] * 9
+        assert_as_reference(network, images, labels, algorithm, setting)
+
+
+def test_memory_order_of_the_images_does_not_matter():
+    network = small_network()
+    images, labels = samples(network)
+    expected = attack(network, images, labels, "1", Setting(limit=12))
+    assert expected.succeeded.any()
+    for other in (np.asfortranarray(images), images.transpose(0, 1, 3, 2).copy().transpose(0, 1, 3, 2)):
+        found = attack(network, other, labels, "1", Setting(limit=12))
+        assert np.array_equal(found.adversarial, expected.adversarial)
+        assert np.array_equal(found.succeeded, expected.succeeded)
 
 
 @pytest.mark.parametrize("algorithm", ["2", "4"])

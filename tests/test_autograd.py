@@ -203,6 +203,22 @@ def test_a_pullback_of_another_shape_or_dtype_is_caught(wrong, message):
         broken(leaf(np.ones((2, 3)))).sum().backward()
 
 
+def test_a_gradient_without_a_pullback_is_not_lost_in_silence():
+    @op
+    def forgetful(a, b):
+        return a + b, (lambda g: g,)
+
+    a, b = leaf([1.0]), leaf([2.0])
+    with pytest.raises(TypeError, match="forgetful has no gradient by argument 1 or later"):
+        forgetful(a, b)
+    with pytest.raises(TypeError, match="__pow__ has no gradient by argument 1"):
+        a**b
+    with pytest.raises(TypeError, match="forgetful: pass the Tensor b by position"):
+        forgetful(a, b=b)
+    forgetful(a, Tensor(b.data)).sum().backward()
+    assert a.grad.tolist() == [1.0]
+
+
 def test_tensors_hold_floats():
     assert Tensor(3).dtype == np.float64 and Tensor([1, 2.5]).shape == (2,)
     assert Tensor(np.float32(3)).dtype == np.float32

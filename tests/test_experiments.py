@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments import common, masking, reproduce
 from minicnn import backend, data, networks
 from minicnn.backend import DeviceError
 from minicnn.saliency import saliency_maps
@@ -372,7 +372,7 @@ def test_reproduce_writes_the_table_the_figures_and_both_reports(three_networks,
     assert_says_where_it_comes_from(results, "reproduce")
     (run,) = results["runs"]
     assert run["epochs"] == {"standard": 3, "temperature": 3, "distilled": 3}
-    assert len(results["table"]) == 11 and all(all(row.values()) for row in results["table"])
+    assert len(results["table"]) == 12 and all(all(row.values()) for row in results["table"])
     assert all(row["verdict"] in out for row in results["table"])
     first, *others = run["networks"].values()
     for figures in others:
@@ -384,6 +384,33 @@ def test_reproduce_writes_the_table_the_figures_and_both_reports(three_networks,
     assert {"finding.png", "success.png", "figures_1_and_2_plain.png", "standard.png"} <= set(pictures)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for name in pictures)
     assert page.count("<img ") == page.count("data:image/png;base64,") == len(pictures) and "http" not in page
+
+
+@pytest.mark.parametrize("take_trained", [True, False], ids=["--trained", "found in the folder"])
+def test_reproduce_with_the_masking_study(three_networks, tmp_path, monkeypatch, take_trained):
+    """One part of it: what it finds is in the results and in both reports."""
+    monkeypatch.setattr(masking, "PARTS", ("control",))
+    monkeypatch.setattr(masking, "SCALES", (1, 2))
+    monkeypatch.setattr(reproduce, "train_all", lambda dataset, options: take(options))
+    options = reproduce.command_line().parse_args(["--masking", "--images", "5", "--limit", "1", "--refreshed", "0"])
+    options.out, options.json = tmp_path, tmp_path / "results.json"
+
+    def take(options):
+        names = {name: common.load_network(three_networks / f"{name}.npz", options) for name in common.NETWORKS}
+        for name in names:
+            (tmp_path / f"{name}.npz").write_bytes((three_networks / f"{name}.npz").read_bytes())
+            (tmp_path / f"{name}.png").write_bytes(b"\x89PNG")
+        return names, {name: [{}] for name in names}
+
+    if take_trained:
+        options.trained = three_networks
+    reproduce.main(options)
+    ((heading, found),) = read_json(options.json)["masking"].items()
+    assert [row["s"] for row in found["control"]] == [1, 2]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text("utf-8")
+        assert heading in text and "decisions that differ" in text
+    assert (tmp_path / "masking_control.png").exists()
 
 
 @pytest.mark.parametrize("missing", ["distilled.npz", "temperature.csv"])

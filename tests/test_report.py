@@ -19,12 +19,22 @@ def figures(plain, scaled, trials=200):
 def network(success, correct=990):
     """success: (plain, scaled) of every algorithm."""
     names = ("1", "2", "3", "4", "author", "2 on 4's images")
-    gradient = {"log10_ratio_median": -80.0, "log10_ratio_low": -120.0, "log10_ratio_high": -40.0}
     return {
         "correct": correct,
         "tested": 1000,
         "attacks": {name: figures(*success) for name in names},
-        "gradient": gradient | {"plain_zero_share": 0.95},
+        "gradient": gradient(-80.0, 0.95),
+    }
+
+
+def gradient(median, zero_share, reach=2.0):
+    return {
+        "log10_ratio_median": median,
+        "log10_ratio_median_low": median - reach,
+        "log10_ratio_median_high": median + reach,
+        "log10_ratio_low": median - 40,
+        "log10_ratio_high": median + 40,
+        "plain_zero_share": zero_share,
     }
 
 
@@ -53,7 +63,7 @@ def set_success(results, name, algorithm, plain, scaled):
 
 def test_every_row_is_filled_and_a_missing_file_is_named(results):
     table = report.rows(results)
-    assert len({row.claim for row in table}) == len(table) == 11
+    assert len({row.claim for row in table}) == len(table) == 12
     assert all(cell for row in table for cell in row)
     assert verdicts(results)["Appendix A: a saliency map"] == "Not judged: it needs the network."
     assert table[0].author == "needs a file"
@@ -68,21 +78,58 @@ def test_the_author_s_networks_have_a_column_of_their_own(results):
     assert "temperature: 33.0%" in cells["Temperature, not distillation, makes robust"]
 
 
-@pytest.mark.parametrize(
-    "claim", ["T = 20 reduces the success rate of Algorithm 1", "... and of the attack behind the author's logs"]
+FACTOR = {
+    "T = 20 reduces the success rate of Algorithm 1": "1",
+    "... and of the attack behind the author's logs": "author",
+}
+MORE, SAME, WEAKER = (
+    "without underflow the T = 20 network is the more robust one",
+    "without underflow no difference between the networks is measurable",
+    "without underflow the T = 20 network is the weaker one",
 )
-def test_the_factor_verdict_follows_the_data(results, claim):
-    algorithm = "1" if claim.startswith("T") else "author"
-    assert "the robustness is underflow" in verdicts(results)[claim]
-    set_success(results, "temperature", algorithm, 0.04, 0.30)
-    assert "temperature helps here" in verdicts(results)[claim]
-    set_success(results, "temperature", algorithm, 0.62, 0.83)
-    assert verdicts(results)[claim] == (
-        "In plain float32 no difference between the two networks is measurable, and without underflow no difference is "
-        "measurable."
-    )
-    set_success(results, "temperature", algorithm, 0.90, 0.99)
-    assert verdicts(results)[claim].count("the weaker one") == 2
+
+
+@pytest.mark.parametrize("claim", FACTOR)
+@pytest.mark.parametrize(
+    ("plain", "scaled", "relation", "truth"),
+    [
+        (0.06, 0.84, "in line with", f"{SAME}: the robustness was underflow."),
+        (0.06, 0.95, "in line with", f"{WEAKER}: the robustness was underflow."),
+        (0.06, 0.30, "in line with", f"{MORE}: the rest was underflow."),
+        (0.06, 0.08, "in line with", f"{MORE}."),
+        (0.20, 0.84, "above", f"{SAME}: the robustness was underflow."),
+        (0.001, 0.84, "below", f"{SAME}: the robustness was underflow."),
+        (0.62, 0.30, "above", f"{MORE}."),
+        (0.62, 0.84, "above", f"{SAME}."),
+        (0.62, 0.95, "above", f"{WEAKER}."),
+        (0.90, 0.30, "above", f"{MORE}."),
+        (0.90, 0.84, "above", f"{SAME}."),
+        (0.90, 0.95, "above", f"{WEAKER}."),
+    ],
+)
+def test_the_factor_verdict_follows_the_data(results, claim, plain, scaled, relation, truth):
+    for name, rates in ("standard", (0.63, 0.84)), ("temperature", (plain, scaled)):
+        results["runs"][0]["networks"][name]["attacks"][FACTOR[claim]] = figures(*rates, trials=1000)
+    told = f"The paper's factor of 10 is {relation} what plain arithmetic gives here; {truth}"
+    assert verdicts(results)[claim] == told
+
+
+def test_ten_images_do_not_blame_underflow(results):
+    """A difference that is measured in plain and not in scaled is no difference between the two."""
+    for name, rates in ("standard", (0.9, 0.9)), ("temperature", (0.1, 0.5)):
+        results["runs"][0]["networks"][name]["attacks"]["1"] = figures(*rates, trials=10)
+    assert verdicts(results)["T = 20 reduces the success rate of Algorithm 1"].endswith(f"; {SAME}.")
+
+
+def test_nothing_is_judged_without_samples(results):
+    for network in results["runs"][0]["networks"].values():
+        network["attacks"] = {name: figures(0, 0, trials=0) for name in network["attacks"]}
+    judged = [claim for claim, verdict in verdicts(results).items() if not verdict.startswith("Not judged")]
+    assert judged == [
+        "Accuracy: temperature beats distillation",
+        "T = 20 reduces the adversarial gradient",
+        "Figures 1 and 2: samples and adversarial samples",
+    ]
 
 
 def test_the_claimed_success_rate_is_judged_by_the_interval(results):
@@ -104,15 +151,18 @@ def test_more_than_95_percent_is_met_by_any_rate_that_reaches_it(results):
     assert "95% is in line with" in verdicts(results)[claim]
 
 
-def test_distillation_verdict(results):
-    claim = "Temperature, not distillation, makes robust"
+@pytest.mark.parametrize(
+    ("claim", "algorithm"),
+    [("Temperature, not distillation, makes robust", "1"), ("... under the attack behind the author's logs", "author")],
+)
+def test_distillation_verdict(results, claim, algorithm):
     assert "distillation changes nothing measurable" in verdicts(results)[claim]
-    set_success(results, "distilled", "1", 0.50, 0.94)
+    set_success(results, "distilled", algorithm, 0.50, 0.94)
     assert "succeeds more often than against T = 20" in verdicts(results)[claim]
-    assert "differ in where float32 ends, not in robustness" in verdicts(results)[claim]
-    set_success(results, "distilled", "1", 0.50, 0.50)
+    assert "differ in where float32 ends, and not measurably in robustness" in verdicts(results)[claim]
+    set_success(results, "distilled", algorithm, 0.50, 0.50)
     assert "the distilled network is the more robust one" in verdicts(results)[claim]
-    set_success(results, "distilled", "1", 0.50, 1.0)
+    set_success(results, "distilled", algorithm, 0.50, 1.0)
     assert "the T = 20 network is the more robust one" in verdicts(results)[claim]
 
 
@@ -125,18 +175,36 @@ def test_accuracy_verdict(results):
     assert verdicts(results)[claim].startswith("The T = 20 network is less accurate than the distilled one")
 
 
-def test_gradient_verdict(results):
-    claim = "T = 20 reduces the adversarial gradient"
-    assert "by 10^80, not 10^10; float32 cannot hold it" in verdicts(results)[claim]
-    results["runs"][0]["networks"]["temperature"]["gradient"] |= {"log10_ratio_median": -10.3, "plain_zero_share": 0.1}
-    assert "by about the paper's 10^10; float32 shows exactly 0 for 10% of the images" in verdicts(results)[claim]
+@pytest.mark.parametrize(
+    ("median", "told"),
+    [
+        (-80.0, "is 10^80.0 times smaller, where the paper says 10^10 times smaller; "),
+        (-10.3, "is 10^10.3 times smaller, as the paper says; "),
+        (-12.3, "is 10^12.3 times smaller, where the paper says 10^10 times smaller; "),
+        (-1.0, "is not measurably smaller or larger, where the paper says 10^10 times smaller; "),
+        (2.3, "is 10^2.3 times larger, where the paper says 10^10 times smaller; "),
+    ],
+)
+def test_gradient_verdict(results, median, told):
+    results["runs"][0]["networks"]["temperature"]["gradient"] = gradient(median, 0.1)
+    assert verdicts(results)["T = 20 reduces the adversarial gradient"] == (
+        f"The median map of the T = 20 network {told}float32 shows exactly 0 for 10% of the images."
+    )
+
+
+def test_the_median_of_seeds_that_differ_is_less_certain(results):
+    second = copy.deepcopy(results["runs"][0])
+    for run, median in zip((results["runs"][0], second), (-13.5, -7.5), strict=True):
+        run["networks"]["temperature"]["gradient"] = gradient(median, 0.1, reach=0.1)
+    results["runs"].append(second)
+    assert "10^10.5 times smaller, as the paper says" in verdicts(results)["T = 20 reduces the adversarial gradient"]
 
 
 def test_appendix_verdict(results):
     found = {"mean": -2.29149e-08, "max": 9.783183e-05, "log10_max": -4.0, "moves": 12, "succeeded": True}
     results["appendix_a"] = {"plain": found, "scaled": found}
     claim = "Appendix A: a saliency map"
-    assert "to every digit printed" in verdicts(results)[claim]
+    assert "Mean, maximum and moves come out as printed" in verdicts(results)[claim]
     for wrong in ({"mean": -5.95e-08}, {"max": 9.7836e-05}, {"moves": 13}, {"succeeded": False}):
         results["appendix_a"] = {"plain": found | wrong, "scaled": found}
         assert "does not come out" in verdicts(results)[claim]
@@ -144,7 +212,7 @@ def test_appendix_verdict(results):
 
 def test_algorithm_4_is_compared_on_the_same_images(results):
     claim = "Algorithm 4 is more effective than 2"
-    assert verdicts(results)[claim].count("no more and no less often") == 2
+    assert verdicts(results)[claim].count("no more and no less often, measurably,") == 2
     set_success(results, "standard", "4", 0.95, 0.84)
     assert "Algorithm 4 succeeds more often than Algorithm 2 in plain" in verdicts(results)[claim]
     set_success(results, "standard", "4", 0.63, 0.1)
@@ -163,7 +231,13 @@ def test_seeds_are_pooled_and_their_spread_is_shown(results):
     pooled = report.rate(results["runs"], "standard", "1", "plain")
     assert (pooled.successes, pooled.trials) == (126 + 146, 400)
     assert "2 seeds: 68.0% +- 7.1%" in str(pooled)
-    assert pooled.interval == Rate(136, 200).interval
+    low, high = Rate(136, 200).interval
+    assert pooled.interval[0] < low and high < pooled.interval[1]
+
+
+def test_seeds_that_agree_are_no_more_samples():
+    assert Rate(136 * 3, 200 * 3, (0.68, 0.68, 0.68)).interval == pytest.approx(Rate(136, 200).interval)
+    assert Rate(600, 600, (1.0, 1.0, 1.0)).interval == pytest.approx(Rate(200, 200).interval)
 
 
 def test_verdicts_name_the_temperature_of_the_run(results):
@@ -177,9 +251,9 @@ def test_compare_and_against():
     assert compare(Rate(10, 100), Rate(50, 100)) == -1
     assert compare(Rate(50, 100), Rate(10, 100)) == 1
     assert compare(Rate(50, 100), Rate(55, 100)) == 0
-    assert against(0.72, Rate(72, 100)) == "in line with"
-    assert against(0.72, Rate(20, 100)) == "above"
-    assert against(0.72, Rate(95, 100)) == "below"
+    assert against(0.72, Rate(72, 100).interval) == "in line with"
+    assert against(0.72, Rate(20, 100).interval) == "above"
+    assert against(0.72, Rate(95, 100).interval) == "below"
 
 
 def test_markdown_and_html_hold_every_row_text_and_picture(results, tmp_path):
