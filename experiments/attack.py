@@ -7,7 +7,11 @@
     author  raise by the largest signed loss difference, the attack behind the author's logs
 
 --arithmetic plain is the author's float32, which underflows; scaled is float32 that does not.
+
+Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json.
 """
+
+from pathlib import Path
 
 from experiments import common
 from minicnn import attacks, networks
@@ -18,6 +22,12 @@ def other_weights(options):
     if options.other is None:
         raise common.UsageError("--denominator common needs --other: the network that must be right on an image too")
     return common.find_weights(options, options.other) if options.other in common.NETWORKS else options.other
+
+
+def results_name(options):
+    """The JSON file of one attack: another for every network, algorithm and arithmetic."""
+    network = Path(options.weights).stem if options.weights else options.network
+    return f"attack_{network}_{options.algorithm}_{options.arithmetic}.json"
 
 
 def main(options):
@@ -62,12 +72,12 @@ def main(options):
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--network", choices=list(common.NETWORKS), default="standard")
-    which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead of a network trained here")
-    parser.add_argument("--algorithm", choices=list(attacks.ALGORITHMS), default="1")
-    parser.add_argument("--arithmetic", choices=("plain", "scaled"), default="scaled")
+    common.network_arguments(parser)
+    parser.add_argument("--algorithm", choices=list(attacks.ALGORITHMS), default="1", help="default: 1")
+    parser.add_argument(
+        "--arithmetic", choices=("plain", "scaled"), default="scaled", help="of the scores; default: scaled"
+    )
     common.attack_arguments(parser)
     common.denominator_argument(parser)
     parser.add_argument("--other", metavar="NAME|FILE.npz", help="the second network of --denominator common")
-    common.run(main, parser)
+    common.run(main, parser, results_name)

@@ -122,6 +122,10 @@ def main(options):
             raise common.UsageError("--against torch needs PyTorch: pip install 'minicnn[benchmark]'") from None
         torch.set_num_threads(options.threads)
     cpu.set_threads(options.threads)
+    if options.images and not options.attacks:
+        raise common.UsageError("--images is of the attacks: add --attacks")
+    if options.attacks:
+        common.load_network(common.find_weights(options), options)  # a mistake is said before minutes of measurements
     options.images = options.images or ATTACKED[options.device]
     if options.device == "cuda":
         from experiments import benchmark_cuda
@@ -146,8 +150,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--repeats", type=common.positive(int), default=20, help="default: 20")
     parser.add_argument("--attacks", action="store_true", help="measure Algorithms 1 to 4 too, on a trained network")
-    parser.add_argument("--network", choices=list(common.NETWORKS), default="standard", help="attacked; train it first")
-    parser.add_argument("--weights", metavar="FILE.npz", help="attack these weights instead")
+    common.network_arguments(parser)
     parser.add_argument(
         "--images",
         type=common.positive(int),

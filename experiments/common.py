@@ -141,6 +141,18 @@ def counted(denominator, correct, name, count):
     return np.logical_and.reduce([right[:count] for right in compared])
 
 
+def network_arguments(parser):
+    """Add the options that choose one network."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--network",
+        choices=list(NETWORKS),
+        default="standard",
+        help="trained before, or one that comes with the project; default: standard",
+    )
+    which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead")
+
+
 def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
     """Add the options of attacks to a parser. images: what the default of --images is, in words."""
     parser.add_argument(
@@ -175,14 +187,14 @@ def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
     )
 
 
-def run(main, parser, results=None):
+def run(main, parser, results=lambda options: f"{experiment_name()}.json"):
     """Parse the command line and run main(options). A user's mistake is one line and exit code 2; Ctrl-C is 130.
 
-    results: name of the JSON file in the folder, by default that of the experiment.
+    results(options): name of the JSON file in the folder.
     """
     options = parser.parse_args()
     options.out = options.out or default_folder(options.dataset)
-    options.json = options.json or options.out / (results or f"{experiment_name()}.json")
+    options.json = options.json or options.out / results(options)
     use_one_blas_thread()
     try:
         for folder in (options.out, options.json.parent):

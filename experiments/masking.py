@@ -187,6 +187,13 @@ def map_sizes(network, images, labels, T, options):
     return _kept(options, network, images, labels, {"map_sizes": T}, compute)
 
 
+def median_interval(values):
+    """A 95 % interval of the median, from the order of the values alone (Conover 1999, section 3.2): (low, high)."""
+    ordered, n = np.sort(values), len(values)
+    reach = 1.959963984540054 * math.sqrt(n) / 2
+    return float(ordered[max(0, math.floor(n / 2 - reach))]), float(ordered[min(n - 1, math.ceil(n / 2 + reach))])
+
+
 def log10_mean(exponents):
     """log10 of the mean of 10^exponents, which may be far below the smallest float; -inf where all are."""
     largest = np.max(exponents)
@@ -241,6 +248,7 @@ def gradient_budget(network, reference, images, labels, options, T=None):
         "largest_residual": float(np.abs(ratio - sum(v for k, v in difference.items() if k != "size")).max()),
         "mean_of_log10": float(ratio.mean()),
         "median": float(np.median(ratio)),
+        "median_interval": median_interval(ratio),
         "log10_of_mean": log10_mean(ratio),
         "log10_of_ratio_of_means": log10_mean(ours["size"][both]) - log10_mean(theirs["size"][both]),
         "quantiles": {str(q): float(np.quantile(ratio, q / 100)) for q in (0, 5, 25, 50, 75, 95, 100)},

@@ -2,7 +2,7 @@
 
 `python -m experiments.proof1` prints the walk. Parts 1 to 4 need no network: the equations of minicnn/proof1.py against
 finite differences in decimals and against the engine's own gradients. Parts 5 and 6 take a trained network and go from
-the logits to the pixels and to equation (1).
+the logits to the pixels and to equation (1). Where none is found and none was asked for, the first four are the result.
 """
 
 import decimal
@@ -19,6 +19,8 @@ from minicnn.autograd import Tensor, grad, no_grad
 from minicnn.saliency import saliency_maps
 
 TEMPERATURES = (1, 2, 5, 10, 20, 50, 100)
+TRAINED_AT = 20  # the paper's T
+SAMPLES = 20  # vectors of logits at each T
 DIGITS = 50  # of the finite differences; with STEP they leave about 30 correct ones
 STEP = Decimal("1e-15")
 FRACTIONS = (1e-5, 1e-3, 0.01, 0.1, 1.0)  # of the way from a pixel's value to the maximum or minimum
@@ -28,24 +30,24 @@ BUDGET = 100
 BATCH = 128
 
 FORMS = {
+    "printed_4": proof1.derivative_4_printed,
     "corrected_4": proof1.derivative_4_corrected,
+    "printed_5": proof1.derivative_5_printed,
     "corrected_5": proof1.derivative_5_corrected,
     "cross_entropy": proof1.cross_entropy_gradient,
-    "printed_4": proof1.derivative_4_printed,
-    "printed_5": proof1.derivative_5_printed,
 }
 
 
 # Parts 1 to 4: logits alone
 
 
-def compare_forms(rng, device="cpu", samples=20):
+def compare_forms(rng, device="cpu", samples=SAMPLES):
     """Every form against finite differences, one row per temperature.
 
     rng draws `samples` vectors of 10 logits of spread 3 T, so that p is neither flat nor certain at any T. A form's
     figure is the largest |form - truth| over the largest |truth| of a vector, the worst over the vectors; the truth is
-    d(-ln p_k)/dx for "cross_entropy" and "engine_loss", dp_k/dx for all the others. The sums over i are those of the
-    first vector, times T.
+    d(-ln p_k)/dx for "cross_entropy" and "engine_loss", dp_k/dx for all the others. largest_p_k is that of the most
+    confident vector. p_k and the sums over i, times T, are those of the first vector.
     """
     rows = []
     for T in TEMPERATURES:
@@ -63,6 +65,7 @@ def compare_forms(rng, device="cpu", samples=20):
                     name: _largest_difference(form, loss if name in ("cross_entropy", "engine_loss") else probability)
                     for name, form in found.items()
                 },
+                "largest_p_k": float(max(proof1.loss_printed(*case) for case in cases)),
                 "p_k": float(proof1.loss_printed(*cases[0])),
                 "sums_times_T": {name: float(T * form[0].sum()) for name, form in found.items()},
                 "sums_stated_times_T": {
@@ -120,7 +123,7 @@ def limit_of_certainty():
     return {"rows": rows, "limits": {name: list(pair) for name, pair in proof1.limits_of_certainty(T).items()}}
 
 
-def training_temperature(T=20):
+def training_temperature(T=TRAINED_AT):
     """The gradient left at test by training at T: exact for nine equal rivals, and predicted from the margin alone."""
     rows = []
     for m in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20):
@@ -152,7 +155,8 @@ def chain_rule(network, images, labels):
 
     off_scaled: against the saliency map in scaled arithmetic times its scale; off_plain: against Tensor.backward of the
     cross-entropy, which forms p - e_k as written. Each is the largest difference over the largest entry of a map, the
-    worst of the images. largest_entry and one_minus_p_k are medians over the images.
+    worst of the images. largest_entry, of J^T (p - e_k) / T, and its factors one_minus_p_k and direction, the largest
+    entry of shared_out, are geometric means over the images: largest_entry = one_minus_p_k * direction / T.
     """
     known = [logits_and_jacobian(network, image) for image in images]
     rows = []
@@ -170,11 +174,26 @@ def chain_rule(network, images, labels):
                 "T": T,
                 "off_scaled": _largest_difference(scaled, ours),
                 "off_plain": _largest_difference(plain, ours),
-                "largest_entry": float(np.median(np.abs(ours).max(axis=1))),
-                "one_minus_p_k": float(np.median([proof1.saturation(*case[1:]) for case in cases])),
+                "largest_entry": _geometric_mean(np.abs(ours).max(axis=1)),
+                "one_minus_p_k": _geometric_mean([proof1.saturation(*case[1:]) for case in cases]),
+                "direction": _geometric_mean([np.abs(shared_out(*case)).max() for case in cases]),
             }
         )
     return rows
+
+
+def shared_out(jacobian, x, k, T):
+    """J^T (p - e_k) / (1 - p_k), shape (pixels,): the direction in which the loss grows, apart from the saturation.
+
+    (p - e_k) / (1 - p_k) is -1 at k, and elsewhere the softmax of the other logits alone: it shares out 1 among them,
+    and does not depend on x_k.
+    """
+    shares = np.insert(proof1.softmax_with_temperature(np.delete(x, k), T), k, -1)
+    return jacobian.T @ shares
+
+
+def _geometric_mean(values):
+    return float(np.exp(np.log(values).mean()))
 
 
 def one_pixel_moves(network, image, label, fractions=FRACTIONS):
@@ -313,56 +332,73 @@ def _on_device(network, images):
 def show_equations(results):
     """Parts 1 to 4 in the terminal."""
     print("1. The equations")
-    print("   x: the logits. T > 0: the temperature. k: the target class. d_ik: 1 if i = k, else 0.\n")
+    print("   n      the number of classes; i and j are any of them, k is the target")
+    print("   x      the n logits, the input of the softmax")
+    print("   T      the temperature, T > 0")
+    print("   p      softmax(x / T), the n probabilities, see (2)")
+    print("   d_ik   1 if i = k, else 0")
+    print("   f, S   exp(x_k / T) and sum_j exp(x_j / T): p_k = f / S, of which (4) and (5) are the derivative")
+    print("   f', S' the derivatives of f and S by x_i: f' = d_ik f / T and S' = exp(x_i / T) / T\n")
     for function in (proof1.softmax_with_temperature, proof1.loss_printed, proof1.loss_corrected, *FORMS.values()):
         _show_docstring(function)
 
     print("2. Which of them are right")
-    print(f"   Each form against finite differences, which know no calculus, in decimals of {DIGITS} digits.")
-    print("   The figure is the largest difference over the largest true entry. Below 1e-12: equal, to")
-    print("   the rounding of float64. Above 1: wrong.\n")
+    print("   Each form against finite differences, which know no calculus, in decimals of")
+    print(f"   {DIGITS} digits: of the loss -ln p_k for d(-ln p_k) and for the loss of the engine, of p_k for")
+    print("   the others. The figure is the largest difference over the largest true entry. Below")
+    print("   1e-12: equal, to the rounding of float64. Above 1: wrong.")
+    print(f"   It is the figure of the worst of {SAMPLES} random vectors of logits at each T. For the printed")
+    print("   forms that is the most confident vector, where it is 2 p_k / (1 - p_k): these figures go up")
+    print("   and down with the draw, not with T.\n")
     columns = {
-        "(4) right": "corrected_4",
-        "(5) right": "corrected_5",
-        "d(-ln p_k)": "cross_entropy",
-        "engine p_k": "engine_probability",
-        "engine loss": "engine_loss",
         "(4) printed": "printed_4",
+        "(4) corrected": "corrected_4",
         "(5) printed": "printed_5",
+        "(5) corrected": "corrected_5",
+        "d(-ln p_k)": "cross_entropy",
+        "engine, p_k": "engine_probability",
+        "engine, loss": "engine_loss",
     }
-    _show_row("T", columns)
-    for row in results["forms"]:
-        _show_row(row["T"], [f"{row['off'][name]:.1e}" for name in columns.values()])
-    print("\n   A shift common to all logits changes no probability, so a true gradient sums to 0")
-    print("   over i. T times the sum, for one vector of logits at each T:\n")
-    _show_row("T", ("p_k", "truth", "engine loss", "(4) printed", "2 p_k", "(5) printed", "p_k+10 p_k^2"))
-    for row in results["forms"]:
+    rows = results["forms"]
+    lines = [(row["T"], *(f"{row['off'][name]:.1e}" for name in columns.values())) for row in rows]
+    _show_table(("T", *columns), lines)
+    print("\n   A shift common to all logits changes no probability, so a true gradient sums to 0 over i.")
+    print("   T times the sum, for the first of the vectors at each T. All sums are in float64: those of (5)")
+    print("   corrected and of the engine are 0 but for its rounding.\n")
+    heads = ("T", "p_k", "(4) printed", "2 p_k", "(5) printed", "p_k + 10 p_k^2", "(5) corrected", "engine, loss")
+    lines = []
+    for row in rows:
         sums, stated = row["sums_times_T"], row["sums_stated_times_T"]
-        figures = [f"{sums[name]:.0e}" for name in ("corrected_5", "engine_loss")]
-        figures += [f"{sums['printed_4']:.6f}", f"{stated['printed_4']:.6f}"]
-        figures += [f"{sums['printed_5']:.6f}", f"{stated['printed_5']:.6f}"]
-        _show_row(row["T"], [f"{row['p_k']:.6f}", *figures])
+        figures = [row["p_k"], sums["printed_4"], stated["printed_4"], sums["printed_5"], stated["printed_5"]]
+        zeros = [f"{sums[name]:.0e}" for name in ("corrected_5", "engine_loss")]
+        lines.append((row["T"], *(f"{figure:.6f}" for figure in figures), *zeros))
+    _show_table(heads, lines)
 
     print("\n3. What the slip hides: a confident network, p_k -> 1")
-    print("   The target's logit leads nine equal others. T times each derivative:\n")
+    print("   The target's logit leads nine equal others. T times the derivative of p_k by x_i, by (5) as")
+    print("   printed and as corrected. The last line is the limit of that derivative, times T, as p_k -> 1.\n")
     limit = results["limit"]
-    _show_row("lead / T", ("1 - p_k", "in float32", "true, i = k", "true, i != k", "(5), i = k", "(5), i != k"))
+    heads = ("1 - p_k", "in float32", "printed, i = k", "printed, i != k", "corrected, i = k", "corrected, i != k")
+    lines = []
     for row in limit["rows"]:
-        pairs = [*row["forms"]["corrected_5"], *row["forms"]["printed_5"]]
+        pairs = [*row["forms"]["printed_5"], *row["forms"]["corrected_5"]]
         figures = [row["one_minus_p_k"], row["one_minus_p_k_float32"], *pairs]
-        _show_row(row["lead"], [f"{figure:.2e}" for figure in figures])
-    ends = [*limit["limits"]["corrected"], *limit["limits"]["printed_5"]]
-    _show_row("limit", ["", "", *(f"{end:g}" for end in ends)])
-    print("\n   The true gradient dies out: the softmax is saturated. The printed (5) never does.")
-    print("   And in float32 p_k rounds to 1: what is left of the gradient at k is then 0.\n")
+        lines.append((row["lead"], *(f"{figure:.2e}" for figure in figures)))
+    ends = [*limit["limits"]["printed_5"], *limit["limits"]["corrected"]]
+    _show_table(("lead / T", *heads), [*lines, ("limit", "0", "0", *(f"{end:g}" for end in ends))])
+    print("\n   The true derivative dies out: the softmax is saturated. The printed (5) never does. T times the")
+    print("   gradient of the loss -ln p_k, which is p_k - 1 at k, dies out too; in float32 p_k rounds to 1,")
+    print("   and it is exactly 0.\n")
 
     training = results["training_temperature"]
     print(f"4. What training at T = {training['T']} does to the gradient at test, where T is 1")
-    _show_docstring(proof1.gradient_ratio)
-    _show_row("margin", ("ratio", "predicted", "1/T"))
-    for row in training["rows"]:
-        _show_row(row["margin"], [f"{row[name]:.3e}" for name in ("ratio", "predicted", "one_over_T")])
-    print("\n   predicted: T exp(-(T - 1) m). Nine equal rivals here: the two meet as the margin grows.")
+    print("   u is a vector of n logits, as x is; e_k is 1 at k and 0 elsewhere; |v|_1 is the sum of all |v_i|.\n")
+    _show_docstring(proof1.margin)
+    _show_docstring(proof1.gradient_ratio, whole=True)
+    names = ("ratio", "predicted", "one_over_T")
+    lines = [(row["margin"], *(f"{row[name]:.3e}" for name in names)) for row in training["rows"]]
+    _show_table(("m", "ratio", "predicted", "1/T"), lines)
+    print("\n   predicted: T exp(-(T - 1) m). Nine equal rivals here: the two meet as the margin m grows.")
     print("   The proof expects 1/T at any margin. But a small margin makes the gradient larger, and a")
     print("   large one makes it vanish.")
 
@@ -373,30 +409,32 @@ def show_pixels(results):
     print("\n5. From the logits to the pixels")
     _show_docstring(proof1.input_gradient)
     print(f"   {results['weights']}, test images {', '.join(map(str, results['images']))}.")
+    print("   L is the loss -ln p_k; e_k is 1 at k and 0 elsewhere.")
     print("   J^T (p - e_k) / T with J from ten backward passes, against two maps of the engine: the")
     print("   scaled one, and backward of the loss, which subtracts 1 from p_k as written. All float64.")
-    print("   Then the largest entry of the map, and 1 - p_k; medians of the images.\n")
-    _show_row("T", ("off, scaled", "off, plain", "largest", "1 - p_k"))
-    for row in rows:
-        names = ("off_scaled", "off_plain", "largest_entry", "one_minus_p_k")
-        _show_row(row["T"], [f"{row[name]:.1e}" for name in names])
-    low, high = rows[0], max(rows, key=lambda row: row["largest_entry"])
-    growth, saturation = (high[name] / low[name] for name in ("largest_entry", "one_minus_p_k"))
-    print(f"\n   The same weights, the same images: from T = {low['T']} to T = {high['T']} the largest entry is")
-    print(
-        f"   multiplied by {growth:.1e}: 1/T alone gives {low['T'] / high['T']:g}, saturation alone {saturation:.1e}."
-    )
+    print("   Then the largest entry of the map, and its three factors: 1/T; 1 - p_k, the saturation; and")
+    print("   the direction, the largest entry of J^T v with v = (p - e_k) / (1 - p_k). v is -1 at k and")
+    print("   shares out 1 among the other classes, the more evenly the higher T is. Geometric means of")
+    print("   the images, which multiply as the entries do.\n")
+    names = ("off_scaled", "off_plain", "largest_entry", "1/T", "one_minus_p_k", "direction")
+    table = [row | {"1/T": 1 / row["T"]} for row in rows]
+    lines = [(row["T"], *(f"{row[name]:.1e}" for name in names)) for row in table]
+    _show_table(("T", "off, scaled", "off, plain", "largest", "1/T", "1 - p_k", "direction"), lines)
+    low, high = (next(row for row in table if row["T"] == T) for T in (1, TRAINED_AT))
+    growth, *factors = (f"{np.divide(high[name], low[name]):.4g}" for name in names[2:])
+    print(f"\n   The same weights, the same images: from T = 1 to T = {TRAINED_AT} the largest entry is")
+    print(f"   multiplied by {growth} = {factors[0]} (1/T) * {factors[1]} (saturation) * {factors[2]} (direction).")
 
     print("\n6. Equation (1): does the gradient say what a step will do?")
     _show_docstring(proof1.predicted_change)
+    print("   Here the paper's x is the image, and x[m][n] the pixel in row m and column n.")
     print(f"   {found['moves']} moves: one pixel, up to {MAXIMUM:g} or down to {MINIMUM:g}, and only part of the way.")
     print("   off: the error over the larger of prediction and change. It has two parts: the curve of the")
     print("   loss, and ReLUs and pools that switch on the way. Medians. Then the share of moves off by")
     print("   less than 10 %, the share of wrong signs, and the rank correlation.\n")
-    _show_row("part", ("off", "curve", "switches", "under 10 %", "wrong sign", "rank corr."))
-    for row in found["steps"]:
-        _show_step(f"{row['fraction']:g}", row)
-    _show_step("noise", found["with_noise"])
+    lines = [_step_line(f"{row['fraction']:g}", row) for row in found["steps"]]
+    lines.append(_step_line("noise", found["with_noise"]))
+    _show_table(("part", "off", "curve", "switches", "under 10 %", "wrong sign", "rank corr."), lines)
     smallest, whole = found["steps"][0], found["steps"][-1]
     good = [f"{100 * row['share_close']:.0f} %" for row in (whole, smallest, found["with_noise"])]
     cause = "the switches" if whole["switches"] > whole["curvature"] else "the curve of the loss"
@@ -407,54 +445,71 @@ def show_pixels(results):
 
     print("\n   No room: the whole way up, by the value of the pixel. The figures are median places among")
     print("   the image's pixels, 0 the smallest and 1 the largest.\n")
-    _show_row("value", ("pixels", "|gradient|", "|predicted|", "|actual|"))
+    lines = []
     for row in found["room"]:
         places = ["-" if row[name] is None else f"{row[name]:.2f}" for name in ("gradient", "predicted", "actual")]
-        _show_row(f"to {row['to']:g}", [row["pixels"], *places])
+        lines.append((f"to {row['to']:g}", row["pixels"], *places))
+    _show_table(("value", "pixels", "|gradient|", "|predicted|", "|actual|"), lines)
     print(f"\n   Of {BUDGET} pixels picked, those with less than 0.1 to go (no room), and those among the {BUDGET}")
     print("   that raise the loss most, each alone and the whole way (best). Means of the images.\n")
-    _show_row("", ("by gradient", "by (1)"))
-    for name, label in (("no_room", "no room"), ("among_best", "best")):
-        _show_row(label, [f"{found['picks'][score][name]:.1f}" for score in ("gradient", "predicted")])
+    lines = [
+        (label, *(f"{found['picks'][score][name]:.1f}" for score in ("gradient", "predicted")))
+        for name, label in (("no_room", "no room"), ("among_best", "best"))
+    ]
+    _show_table(("", "by gradient", "by (1)"), lines)
     print("\n   By gradient is Algorithm 1. By (1) is by gradient * step, which is 0 for a full pixel.")
 
 
-def _show_step(label, row):
+def _step_line(label, row):
     figures = [f"{row[name]:.1e}" for name in ("off", "curvature", "switches")]
     figures += [f"{100 * row[name]:.0f} %" for name in ("share_close", "share_wrong_sign")]
-    _show_row(label, [*figures, f"{row['rank']:.2f}"])
+    return (label, *figures, f"{row['rank']:.2f}")
 
 
-def _show_docstring(function):
-    """The docstring's first paragraph, and its indented formulas, as the source has them."""
+def _show_docstring(function, whole=False):
+    """The docstring as the source has it; if not whole, its first paragraph and its indented formulas."""
     paragraphs = inspect.getdoc(function).split("\n\n")
-    shown = [p for i, p in enumerate(paragraphs) if i == 0 or p.startswith(" ")]
+    shown = [p for i, p in enumerate(paragraphs) if whole or i == 0 or p.startswith(" ")]
     print(f"   {function.__name__}")
     print(textwrap.indent("\n".join(shown), "      ") + "\n")
 
 
-def _show_row(head, cells):
-    print(f"   {head!s:<8}" + "".join(f"{cell:>13}" for cell in cells))
+def _show_table(heads, lines):
+    """Lines of cells under their heads, the first column to the left, at least two spaces between columns."""
+    table = [[str(cell) for cell in line] for line in (heads, *lines)]
+    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for label, *cells in table:
+        print(f"   {label:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, others, strict=True)))
 
 
 def draw_slip(path):
-    """The truth and the printed forms against p_k, for i = k and i != k, with nine equal rivals; times T."""
+    """The printed forms and the truth against p_k, for i = k and i != k, with nine equal rivals; times T."""
     p_k = np.linspace(0.001, 0.999, 400)
     logits = [np.array([np.log(9 * p / (1 - p))] + [0.0] * 9) for p in p_k]
+    # Where the two printed forms lie on each other, the dashes leave the broad line below them to be seen.
     styles = {
-        "corrected_5": {"label": "truth", "color": "tab:green", "lw": 2.5},
-        "printed_4": {"label": "(4) as printed", "color": "tab:orange", "lw": 2, "ls": (0, (4, 4))},
-        "printed_5": {"label": "(5) as printed", "color": "tab:red", "lw": 2, "ls": (4, (4, 4))},
+        "printed_4": {"label": "(4) as printed", "color": "tab:orange", "lw": 5, "alpha": 0.6},
+        "printed_5": {"label": "(5) as printed", "color": "tab:red", "lw": 1.8, "ls": (0, (5, 3))},
+        "corrected_5": {"label": "corrected: the truth", "color": "tab:green", "lw": 2.5},
     }
-    figure, (axes,) = common.figure(1, 2, width=5, height=4)
-    for i, title in enumerate(("the target's own logit, i = k", "another logit, i ≠ k")):
+    figure, (axes,) = common.figure(1, 2, width=5, height=4.4)
+    near_0 = axes[1].inset_axes((0.14, 0.6, 0.55, 0.3))
+    for ax, i in zip((*axes, near_0), (0, 1, 1), strict=True):
         for name, style in styles.items():
-            axes[i].plot(p_k, [FORMS[name](x, 0, 1)[i] for x in logits], **style)
-        axes[i].axhline(0, color="0.6", lw=0.8, zorder=0)
-        axes[i].set(title=title, xlabel="probability of the target, $p_k$")
+            ax.plot(p_k, [FORMS[name](x, 0, 1)[i] for x in logits], **style)
+        ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+    for ax, title in zip(axes, ("the target's own logit, i = k", "a rival's logit, i ≠ k"), strict=True):
+        ax.set(title=title, xlabel="probability of the target, $p_k$", ylim=(-0.1, 2.1))
+    near_0.set(ylim=(-0.04, 0.04), yticks=(-0.03, 0, 0.03))
+    near_0.set_title("near 0, magnified: (4) has the wrong sign", fontsize=9)
+    near_0.tick_params(labelsize=8)
+    axes[0].text(0.55, 1.25, "(4) and (5) as printed\nare equal here: $p_k (1 + p_k)$", ha="right")
     axes[0].set_ylabel(r"$T \; \partial p_k / \partial x_i$")
-    axes[0].legend(frameon=False)
-    figure.suptitle("Proof 1: the true gradient dies out as the network grows confident, the printed one does not")
+    axes[0].legend(frameon=False, loc="upper left", handlelength=3.5)
+    figure.suptitle(
+        "Proof 1: the true gradient dies out as the network grows confident, the printed (5) does not\n"
+        "ten classes: the target, and nine equal rivals"
+    )
     common.save_figure(path, figure)
 
 
@@ -494,7 +549,22 @@ def correctly_classified(network, images, labels, count):
     raise common.UsageError(f"the network classifies {len(found)} test images correctly: --images can be no more")
 
 
+def with_network(path, options, rng):
+    """What parts 5 and 6 find on the network of a weight file: a dict of results, and the moves of equation_1."""
+    network = common.load_network(path, options, dtype=np.float64)
+    dataset = common.load_data(options)
+    chosen = correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)
+    images, labels = dataset.test_images[chosen].astype(np.float64), dataset.test_labels[chosen]
+    results = {"weights": str(path), "ties": options.ties, "images": chosen}
+    results["chain_rule"] = chain_rule(network, images, labels)
+    results["equation_1"], moves = equation_1(network, images, labels, rng)
+    return results, moves
+
+
 def main(options):
+    asked_for = options.weights or options.network
+    options.network = options.network or "standard"
+    pictures = [options.out / "proof1.png"]
     rng = np.random.default_rng(options.seed)
     results = {
         "forms": compare_forms(rng, options.device),
@@ -502,27 +572,39 @@ def main(options):
         "training_temperature": training_temperature(),
     }
     show_equations(results)
-    draw_slip(options.out / "proof1.png")
+    draw_slip(pictures[0])
 
-    # Not earlier: who has no trained network yet still gets the first four parts before the error says how to get one.
-    path = common.find_weights(options)
-    network = common.load_network(path, options, dtype=np.float64)
-    dataset = common.load_data(options)
-    chosen = correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)
-    images, labels = dataset.test_images[chosen].astype(np.float64), dataset.test_labels[chosen]
-    results |= {"weights": str(path), "ties": options.ties, "images": chosen}
-    results["chain_rule"] = chain_rule(network, images, labels)
-    results["equation_1"], moves = equation_1(network, images, labels, rng)
+    path = None
+    try:
+        path = common.find_weights(options)
+        found, moves = with_network(path, options, rng)
+    except common.USER_ERRORS as error:
+        # Whatever is wrong with the network, the first four parts are complete without it.
+        _write(options, results | {"parts_5_and_6_missing": str(error)}, pictures)
+        if path or asked_for:
+            raise
+        print(f"\n   Parts 5 and 6 need a trained network, and there is none yet:\n   {error}.")
+        if (common.RESULTS / "mnist" / f"{options.network}.npz").exists():
+            print("   With the networks that come with the project they run at once:")
+            print("   python -m experiments.proof1 --dataset mnist")
+        return
+    results |= found
     show_pixels(results)
-    draw_equation_1(moves, options.out / "equation1.png")
+    pictures.append(options.out / "equation1.png")
+    draw_equation_1(moves, pictures[1])
+    _write(options, results, pictures)
+
+
+def _write(options, results, pictures):
     common.write_json(options.json, common.environment(options) | results)
-    print(f"\n   Pictures: {options.out / 'proof1.png'}, {options.out / 'equation1.png'}. Figures: {options.json}")
+    print(f"\n   Written: {', '.join(map(str, [*pictures, options.json]))}")
 
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--network", choices=list(common.NETWORKS), default="standard")
+    # None and not "standard": a network that is missing is an error only if it was asked for.
+    which.add_argument("--network", choices=list(common.NETWORKS), help="default: standard")
     which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead of a network trained here")
     parser.add_argument("--images", type=common.positive(int), default=2, help="of parts 5 and 6; default: 2")
     parser.add_argument("--ties", choices=("first", "all"), default="all", help="max-pool gradient; all as the author")

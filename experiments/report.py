@@ -217,23 +217,33 @@ def _success_cells(algorithm):
 
 
 def _gradient(runs, figure):
-    """Mean over the seeds of a figure of the temperature network's gradient."""
-    return statistics.fmean(run["networks"]["temperature"]["gradient"][figure] for run in runs)
+    """Mean over the seeds of a figure of the temperature network's gradient budget (masking.gradient_budget)."""
+    return statistics.fmean(figure(run["networks"]["temperature"]["gradient"]) for run in runs)
+
+
+def _median(budget):
+    return budget["median"]
+
+
+def _zero_share(budget):
+    return budget["plain"]["zero_share"]
 
 
 def _gradient_interval(runs):
     """Mean bounds of the median, further apart where the medians of the seeds vary more."""
-    low, median, high = (_gradient(runs, f"log10_ratio_median{suffix}") for suffix in ("_low", "", "_high"))
-    spread = 2 * standard_deviation([run["networks"]["temperature"]["gradient"]["log10_ratio_median"] for run in runs])
+    low = _gradient(runs, lambda budget: budget["median_interval"][0])
+    high = _gradient(runs, lambda budget: budget["median_interval"][1])
+    median = _gradient(runs, _median)
+    spread = 2 * standard_deviation([_median(run["networks"]["temperature"]["gradient"]) for run in runs])
     return min(low, median - spread), max(high, median + spread)
 
 
 def _gradient_cells(runs):
-    (low, high), median = _gradient_interval(runs), _gradient(runs, "log10_ratio_median")
-    first, last = (_gradient(runs, f"log10_ratio_{name}") for name in ("low", "high"))
+    (low, high), median = _gradient_interval(runs), _gradient(runs, _median)
+    first, last = _gradient(runs, lambda b: b["quantiles"]["5"]), _gradient(runs, lambda b: b["quantiles"]["95"])
     return (
-        f"{_gradient(runs, 'plain_zero_share'):.1%} of maps exactly 0",
-        f"median 10^{median:.1f} (10^{low:.1f} to 10^{high:.1f}) times the standard network's; 10 % to 90 % of images: "
+        f"{_gradient(runs, _zero_share):.1%} of maps exactly 0",
+        f"median 10^{median:.1f} (10^{low:.1f} to 10^{high:.1f}) times the standard network's; 5 % to 95 % of images: "
         f"10^{first:.0f} to 10^{last:.0f}",
     )
 
@@ -331,9 +341,9 @@ def rows(results):
             LOGS["gradient"],
             _gradient_cells,
             _gradient_verdict(
-                _gradient(runs, "log10_ratio_median"),
+                _gradient(runs, _median),
                 _gradient_interval(runs),
-                _gradient(runs, "plain_zero_share"),
+                _gradient(runs, _zero_share),
                 hot,
             ),
         ),

@@ -12,7 +12,6 @@ experiments.masking finds, a longer study of why temperature seemed to work.
 
 import argparse
 import copy
-import math
 import os
 from pathlib import Path
 
@@ -64,51 +63,19 @@ def measure(name, network, correct, dataset, options, store):
     return figures
 
 
-def median_interval(values):
-    """A 95 % interval of the median, from the order of the values alone (Conover 1999, section 3.2)."""
-    ordered, n = np.sort(values), len(values)
-    reach = 1.959963984540054 * math.sqrt(n) / 2
-    return float(ordered[max(0, math.floor(n / 2 - reach))]), float(ordered[min(n - 1, math.ceil(n / 2 + reach))])
-
-
-def gradient_figures(found, reference, plain, seen):
-    """How much smaller the maps `found` are than `reference` image by image (log10), and what plain float32 shows.
-
-    seen (N,) bool: the images that count, those that both networks classify correctly.
-    Raises UsageError where there are none.
-    """
-    if not seen.any():
-        raise common.UsageError(f"no gradients to compare: of {len(seen)} images two networks see none correctly")
-    ratio = (found.log10_size() - reference.log10_size())[seen]
-    low, median, high = np.percentile(ratio, (10, 50, 90))
-    median_low, median_high = median_interval(ratio)
-    return {
-        "images": len(ratio),
-        "log10_ratio_median": float(median),
-        "log10_ratio_median_low": median_low,
-        "log10_ratio_median_high": median_high,
-        "log10_ratio_low": float(low),
-        "log10_ratio_high": float(high),
-        "plain_zero_share": float((plain.zeros == plain.maps[0].size)[seen].mean()),
-    }
-
-
 def study(trained, dataset, options):
     """The figures of every network in `trained` (name -> network; "standard" is the reference of the gradients)."""
     figures, store = {}, common.Store(options.out / "parts")
-    count = image_counts(options, dataset)["1"]
-    images, labels = dataset.test_images[:count], dataset.test_labels[:count]
-    T = options.attack_temperature
-    reference = saliency_maps(trained["standard"], images, labels, T)
     correct = {
         name: networks.predict(network, dataset.test_images).argmax(axis=1) == dataset.test_labels
         for name, network in trained.items()
     }
     for name, network in trained.items():
         figures[name] = measure(name, network, correct, dataset, options, store)
-        scaled, plain = (saliency_maps(network, images, labels, T, a) for a in ("scaled", "plain"))
-        seen = (correct["standard"] & correct[name])[: len(images)]
-        figures[name]["gradient"] = gradient_figures(scaled, reference, plain, seen)
+        if name != "standard":
+            tested = dataset.test_images, dataset.test_labels
+            budget = masking.gradient_budget(network, trained["standard"], *tested, options)
+            figures[name]["gradient"] = masking_show.without_images(budget)
         accuracy = figures[name]["correct"] / figures[name]["tested"]
         plain, scaled = (report.rate([{"networks": figures}], name, "1", a) for a in ("plain", "scaled"))
         print(f"{name}: {accuracy:.2%} correct; Algorithm 1 succeeds on {plain} plain, {scaled} scaled", flush=True)
@@ -351,4 +318,4 @@ def command_line():
 
 
 if __name__ == "__main__":
-    common.run(main, command_line(), results="results.json")
+    common.run(main, command_line(), results=lambda options: "results.json")

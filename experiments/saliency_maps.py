@@ -85,6 +85,8 @@ def main(options):
     network = common.load_network(path, options)
     tested = len(dataset.test_labels)
     if options.index is not None:
+        if options.images is not None:
+            raise common.UsageError("--index is one image and --images the first ones: choose one of the two")
         if not 0 <= options.index < tested:
             raise common.UsageError(f"--index {options.index}: {options.dataset} has test images 0 to {tested - 1}")
         chosen = np.array([options.index])
@@ -108,17 +110,17 @@ def main(options):
             f"max {entry['max']:.6g}, {size}, {entry['zeros']} zeros; Algorithm 1 {outcome}"
         )
     common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
-    title = f"Algorithm 1, {options.arithmetic}: at most {setting.limit} moves"
+    title = f"{path}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
     draw_samples(options.out / "figures_1_and_2.png", images, labels, result, decisions, title)
     draw_maps(options.out / "saliency_maps.png", images, list(found.items()))
 
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--network", choices=list(common.NETWORKS), default="standard")
-    which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead of a network trained here")
-    parser.add_argument("--index", type=int, help="one test image, from 0; default: the first 8 (--images)")
-    parser.add_argument("--arithmetic", choices=("plain", "scaled"), default="plain")
-    common.attack_arguments(parser)
+    common.network_arguments(parser)
+    parser.add_argument("--index", type=int, metavar="I", help="one test image, from 0, instead of the first ones")
+    parser.add_argument(
+        "--arithmetic", choices=("plain", "scaled"), default="plain", help="of the map that is written; default: plain"
+    )
+    common.attack_arguments(parser, "8")
     common.run(main, parser)

@@ -54,7 +54,8 @@ def load_npz(path):
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such weight file") from None
     except Exception as error:  # damaged bytes raise whatever NumPy, zipfile, zlib or tokenize stumble over
-        raise WeightsError(f"{path}: not a readable .npz file of arrays ({error})") from None
+        reason = type(error).__name__  # NumPy's text recommends unpickling what it cannot read
+        raise WeightsError(f"{path}: not a readable .npz file of arrays ({reason}): replace it") from None
 
 
 def _orientation(weights):

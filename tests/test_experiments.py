@@ -156,6 +156,13 @@ def test_weights_of_another_network(folder, tmp_path):
     assert_mistake(["attack", "--weights", path, "--out", tmp_path], path, "dense3_b has shape (9,)", "(10,)")
 
 
+def test_options_that_exclude_each_other(folder, tmp_path):
+    weights = ("--weights", folder / "standard.npz", "--out", tmp_path)
+    assert_mistake(["saliency_maps", "--index", "1", "--images", "2", *weights], "--index", "--images")
+    assert_mistake(["benchmark", "--images", "1", "1", "1", "1", *weights], "add --attacks")
+    assert_mistake(["benchmark", "--attacks", "--weights", tmp_path / "none.npz", "--out", tmp_path], "no such weight")
+
+
 @pytest.mark.parametrize("index", [-1, 297])
 def test_index_out_of_range(folder, tmp_path, index):
     arguments = ["saliency_maps", "--weights", folder / "standard.npz", "--index", index, "--out", tmp_path]
@@ -308,7 +315,8 @@ def test_attack_keeps_its_parts(folder, tmp_path):
     arguments = ["attack", "--weights", folder / "standard.npz", "--algorithm", "3", "--images", "20", "--limit", "4"]
     arguments += ["--arithmetic", "plain", "--out", tmp_path]
     out = succeed(*arguments)
-    first = read_json(tmp_path / "attack.json")
+    written = tmp_path / "attack_standard_3_plain.json"
+    first = read_json(written)
     assert_says_where_it_comes_from(first, "attack")
     assert first["weights"] == str(folder / "standard.npz") and first["ties"] == "all"
     assert (first["algorithm"], first["setting"]["arithmetic"], first["setting"]["limit"]) == ("3", "plain", 4)
@@ -327,12 +335,12 @@ def test_attack_keeps_its_parts(folder, tmp_path):
     arrays = networks.load_npz(part)
     networks.save_npz(part, arrays | {"moves": arrays["moves"] + 1000})
     assert succeed(*arguments) != out
-    second = read_json(tmp_path / "attack.json")
+    second = read_json(written)
     assert second["moves_by_image"] == [moves + 1000 for moves in first["moves_by_image"]]
 
     part.write_bytes(part.read_bytes()[:100])
     assert succeed(*arguments) == out
-    third = read_json(tmp_path / "attack.json")
+    third = read_json(written)
     assert {k: third[k] for k in first if k != "date"} == {k: first[k] for k in first if k != "date"}
 
 
@@ -349,7 +357,7 @@ def test_attack_counts_what_it_is_asked_to(folder, trained, tmp_path):
     arguments = ["attack", "--weights", weights, "--images", 60, "--limit", 5, "--out", tmp_path, "--other", other]
     for denominator, counted in ("correct", right[0]), ("all", np.ones(60)), ("common", right[0] & right[1]):
         out = succeed(*arguments, "--denominator", denominator)
-        figures = read_json(tmp_path / "attack.json")
+        figures = read_json(tmp_path / "attack_standard_1_scaled.json")
         assert (figures["denominator"], figures["counted"]) == (denominator, counted.sum())
         assert figures["succeeded"] == (np.array(figures["succeeded_by_image"]) & (counted > 0)).sum()
         assert f"{figures['success_rate']:.1%}" in out
@@ -376,7 +384,7 @@ def test_reproduce_writes_the_table_the_figures_and_both_reports(three_networks,
     assert all(row["verdict"] in out for row in results["table"])
     first, *others = run["networks"].values()
     for figures in others:
-        assert figures["attacks"]["1"] == first["attacks"]["1"] and figures["gradient"]["log10_ratio_median"] == 0
+        assert figures["attacks"]["1"] == first["attacks"]["1"] and figures["gradient"]["median"] == 0
 
     text, page = ((tmp_path / name).read_text("utf-8") for name in ("report.md", "report.html"))
     assert all(row["verdict"] in text for row in results["table"])

@@ -286,6 +286,15 @@ def test_the_student_of_standard_learns_at_temperature_1_and_resumes(base, digit
         assert np.array_equal(values, networks.get_weights(again)[name])
 
 
+def test_the_interval_of_a_median_holds_it_19_times_of_20():
+    rng = np.random.default_rng(0)
+    assert masking.median_interval([7.0]) == (7.0, 7.0)
+    for n in (25, 400):
+        intervals = [masking.median_interval(rng.standard_normal(n)) for _ in range(1000)]
+        assert 0.94 < np.mean([low <= 0 <= high for low, high in intervals]) < 0.99
+    assert np.mean([high - low for low, high in intervals]) < 0.3
+
+
 # 5. success by pixels
 
 

@@ -1,17 +1,21 @@
 """Each statement of minicnn/proof1.py, held against finite differences in decimals of 60 digits; the experiment."""
 
 import decimal
+import json
 import math
+import re
 import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments import common
 from experiments import proof1 as experiment
-from minicnn import proof1
+from minicnn import networks, proof1
 from minicnn.layers import Conv2D, Dense, Flatten, MaxPool2D, Sequential
 
 TEMPERATURES = [1, 2, 5, 10, 20, 50, 100]
@@ -98,6 +102,33 @@ def test_printed_5_does_not_follow_from_printed_4():
     assert abs(four[k] - five[k]) < Decimal("1e-50")
     others = np.arange(10) != k
     assert relative_error((five - four)[others], (p[k] * (p[k] - p) / 2)[others]) < Decimal("1e-45")
+
+
+@pytest.mark.parametrize("T", TEMPERATURES)
+def test_f_and_S_and_their_derivatives_are_what_the_legend_says(T):
+    x, k = logits(T), 3
+    e, p = np.exp(x / T), proof1.softmax_with_temperature(x, T)
+    tight = Decimal("1e-15")
+    assert relative_error([e[k] / e.sum()], [p[k]]) < Decimal("1e-50")
+    df = difference_of(lambda x, k, T: (x[k] / T).exp(), x, k, T)
+    assert max(abs(df - one_hot(10, k) * e[k] / T)) < tight * e[k]
+    assert relative_error(e / T, difference_of(lambda x, k, T: np.exp(x / T).sum(), x, k, T)) < tight
+
+
+@pytest.mark.parametrize("T", TEMPERATURES)
+def test_how_far_off_the_printed_forms_are_depends_on_p_alone(T):
+    """Over the largest true entry it is 2 max(p) / (1 - p_k) for (4), which is 2 p_k / (1 - p_k) for (5) at x_k."""
+    x = logits(1)
+    for k in (3, int(np.argmax(x))):
+        p = proof1.softmax_with_temperature(x, 1)
+        largest = max(abs(proof1.derivative_4_corrected(T * x, k, T)))
+        truth = proof1.derivative_4_corrected(T * x, k, T)
+        off_4 = abs(proof1.derivative_4_printed(T * x, k, T) - truth) / largest
+        off_5 = abs(proof1.derivative_5_printed(T * x, k, T) - truth) / largest
+        assert relative_error([max(off_4), off_5[k]], [2 * max(p) / (1 - p[k]), 2 * p[k] / (1 - p[k])]) < Decimal(
+            "1e-45"
+        )
+    assert max(off_5) == off_5[k]
 
 
 def test_ascending_the_printed_loss_makes_the_true_class_stronger():
@@ -291,6 +322,17 @@ def test_training_at_T_shrinks_the_gradient_only_beyond_a_margin_of_ln_T_over_T_
     assert proof1.gradient_ratio_predicted(even / 2, T) > 1 > proof1.gradient_ratio_predicted(even * 2, T)
 
 
+def test_ratio_in_float64_holds_while_T_times_the_margin_is_below_700():
+    T = 20
+    for lead in (1, 100, 699):
+        u = np.array([lead / T] + [0.0] * 9)
+        assert proof1.gradient_ratio(u, 0, T) == pytest.approx(
+            float(proof1.gradient_ratio(decimals(u), 0, T)), rel=1e-10, abs=0
+        )
+    u = np.array([750 / T] + [0.0] * 9)
+    assert proof1.gradient_ratio(u, 0, T) == 0 < proof1.gradient_ratio(decimals(u), 0, T)
+
+
 @pytest.mark.parametrize("T", [1, 20])
 def test_chain_rule_reaches_the_pixels(T):
     """A smooth map from 6 pixels to 10 logits with a known Jacobian: logits_i = sum_j W_ij pixel_j^2."""
@@ -393,6 +435,180 @@ def noise_images(count):
     return np.random.default_rng(4).uniform(0.05, 0.95, (count, 1, 8, 8))
 
 
+@pytest.fixture(scope="module")
+def equations():
+    """What parts 1 to 4 find with the default seed."""
+    return {
+        "forms": experiment.compare_forms(np.random.default_rng(0)),
+        "limit": experiment.limit_of_certainty(),
+        "training_temperature": experiment.training_temperature(),
+    }
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """What parts 5 and 6 find on the small network, and the moves."""
+    case = small_network(), noise_images(3), np.array([1, 5, 9])
+    found = {"weights": "small.npz", "images": [0, 1, 2], "chain_rule": experiment.chain_rule(*case)}
+    found["equation_1"], moves = experiment.equation_1(*case, np.random.default_rng(6))
+    return found, moves
+
+
+@pytest.fixture
+def screen(equations, pixels, capsys):
+    """The walk as printed: its parts, from 1."""
+    experiment.show_equations(equations)
+    experiment.show_pixels(pixels[0])
+    parts = re.split(r"^(?=\d\. )", capsys.readouterr().out, flags=re.MULTILINE)
+    assert [part[:2] for part in parts[1:]] == ["1.", "2.", "3.", "4.", "5.", "6."]
+    return parts
+
+
+def assert_defined_first(text, definitions):
+    """Every symbol occurs for the first time in its definition."""
+    for symbol, definition in definitions.items():
+        first = re.search(rf"(?<![\w']){re.escape(symbol)}(?![\w'])", text).start()
+        assert text.count(definition) == 1, symbol
+        assert 0 <= first - text.index(definition) < len(definition), symbol
+
+
+def test_symbols_are_defined_on_screen_before_they_are_used(screen):
+    legend = {
+        "n": "n      the number of classes",
+        "i": "i and j are any of them",
+        "j": "i and j are any of them",
+        "k": "k is the target",
+        "x": "x      the n logits",
+        "T": "T      the temperature, T > 0",
+        "p": "p      softmax(x / T)",
+        "d_ik": "d_ik   1 if i = k, else 0",
+        "f": "f, S   exp(x_k / T) and sum_j exp(x_j / T)",
+        "S": "f, S   exp(x_k / T) and sum_j exp(x_j / T)",
+        "f'": "f', S' the derivatives of f and S by x_i: f' = d_ik f / T and S' = exp(x_i / T) / T",
+        "S'": "f', S' the derivatives of f and S by x_i: f' = d_ik f / T and S' = exp(x_i / T) / T",
+    }
+    assert_defined_first(screen[1], legend)
+    part_4 = {
+        "u": "u is a vector of n logits",
+        "e_k": "e_k is 1 at k and 0 elsewhere",
+        "v": "|v|_1 is the sum of all |v_i|",
+        "m": "m = u_k - max_{j != k} u_j",
+        "z": "Training at T fits softmax(z / T), so the logits come out as z = T u",
+        "J_u": "J_u = du/d(pixels)",
+    }
+    assert_defined_first(screen[4], part_4)
+    assert "e_k is 1 at k and 0 elsewhere" in screen[5] and "v = (p - e_k) / (1 - p_k)" in screen[5]
+    assert "x is the image" in screen[6]
+
+
+def test_printed_comes_before_corrected(screen):
+    names = re.findall(r"^   ((?:loss|derivative)\w+)$", screen[1], re.MULTILINE)
+    equations = ("loss", "derivative_4", "derivative_5")
+    assert names == [f"{name}_{form}" for name in equations for form in ("printed", "corrected")]
+    assert list(experiment.FORMS)[:4] == ["printed_4", "corrected_4", "printed_5", "corrected_5"]
+    heads = [line for part in screen[2:4] for line in part.splitlines() if re.match("   (T|lead / T)  ", line)]
+    assert len(heads) == 3
+    for head in heads:
+        for printed in ("(4) printed", "(5) printed", "printed, i = k", "printed, i != k"):
+            corrected = printed.replace("printed", "corrected")
+            if corrected in head:
+                assert head.index(printed) < head.index(corrected)
+
+
+def cells(line):
+    return re.split(r"\s{2,}", line.strip())
+
+
+def test_columns_of_every_table_stay_apart(screen):
+    counts = []
+    for part in screen[2:]:
+        for head, row in re.findall(r"^   ((?:T|lead / T|m|part|value)  .*)\n   (.*)$", part, re.MULTILINE):
+            assert len(cells(head)) == len(cells(row))
+            counts.append(len(cells(head)))
+    assert counts == [8, 8, 7, 4, 7, 7, 5]
+
+
+def test_columns_are_as_wide_as_their_widest_cell(capsys):
+    heads = ("", "a head that is long", "short", "x" * 40)
+    experiment._show_table(heads, [("a label that is long", 1, "a cell that is long", 2.5), ("b", -1, "c", 10)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [cells(line) for line in lines] == [
+        list(heads[1:]),
+        ["a label that is long", "1", "a cell that is long", "2.5"],
+        ["b", "-1", "c", "10"],
+    ]
+    assert len(set(map(len, lines))) == 1
+
+
+def test_the_printed_forms_are_off_by_what_the_most_confident_vector_says(equations, screen):
+    assert [row["T"] for row in equations["forms"]] == TEMPERATURES
+    for row in equations["forms"]:
+        p_k = row["largest_p_k"]
+        assert p_k >= row["p_k"]
+        for name in ("printed_4", "printed_5"):
+            assert row["off"][name] == pytest.approx(2 * p_k / (1 - p_k), rel=1e-9) and row["off"][name] > 1
+    assert f"worst of {experiment.SAMPLES} random vectors" in screen[2]
+
+
+def test_differences_stand_under_the_name_of_their_form(equations, screen):
+    names = {
+        "(4) printed": "printed_4",
+        "(4) corrected": "corrected_4",
+        "(5) printed": "printed_5",
+        "(5) corrected": "corrected_5",
+        "d(-ln p_k)": "cross_entropy",
+        "engine, p_k": "engine_probability",
+        "engine, loss": "engine_loss",
+    }
+    table = screen[2][screen[2].index("\n   T ") :].split("\n\n")[0].splitlines()[1:]
+    head, *lines = map(cells, table)
+    assert head == ["T", *names]
+    for line, row in zip(lines, equations["forms"], strict=True):
+        assert line == [str(row["T"]), *(f"{row['off'][name]:.1e}" for name in names.values())]
+
+
+def test_sums_stand_under_the_name_of_what_was_summed(equations, screen):
+    head, first = re.findall(r"^   (T .*p_k \+ 10 p_k\^2.*)\n   (.*)$", screen[2], re.MULTILINE)[0]
+    shown = dict(zip(cells(head), cells(first), strict=True))
+    row = equations["forms"][0]
+    assert "truth" not in shown
+    for name, form in (("(5) corrected", "corrected_5"), ("engine, loss", "engine_loss")):
+        assert shown[name] == f"{row['sums_times_T'][form]:.0e}" and abs(row["sums_times_T"][form]) < 1e-14
+    for name, form in (("(4) printed", "printed_4"), ("(5) printed", "printed_5")):
+        assert float(shown[name]) == pytest.approx(row["sums_times_T"][form], abs=1e-6)
+    assert float(shown["2 p_k"]) == pytest.approx(2 * row["p_k"], abs=1e-6)
+    assert float(shown["p_k + 10 p_k^2"]) == pytest.approx(row["p_k"] + 10 * row["p_k"] ** 2, abs=1e-6)
+
+
+def test_part_3_shows_the_derivative_of_p_k_and_its_limits(equations, screen):
+    assert "T times the derivative of p_k by x_i" in screen[3] and "limit of that derivative, times T" in screen[3]
+    head, last, limit = (cells(line) for line in re.findall("^   ((?:lead|30|limit) .*)$", screen[3], re.MULTILINE))
+    names = ["printed, i = k", "printed, i != k", "corrected, i = k", "corrected, i != k"]
+    assert head[3:] == names
+    x = np.array([30.0] + [0.0] * 9)
+    forms = (proof1.derivative_5_printed, proof1.derivative_5_corrected)
+    truth = [v for form in forms for v in form(decimals(x), 0, 1)[:2].astype(float)]
+    np.testing.assert_allclose(list(map(float, last[3:])), truth, rtol=0.01)
+    assert limit == ["limit", "0", "0", "2", "1", "0", "0"]
+    for row in equations["limit"]["rows"]:
+        at_k, _ = row["forms"]["cross_entropy"]
+        assert at_k == pytest.approx(-row["one_minus_p_k"], rel=1e-14, abs=0)
+
+
+def test_training_at_T_first_enlarges_the_gradient_and_then_the_prediction_holds():
+    """For nine equal rivals ratio / prediction is (1 + 9 e^-m) / (1 + 9 e^-Tm) exactly."""
+    found = experiment.training_temperature()
+    assert found["T"] == 20
+    for row in found["rows"]:
+        m = row["margin"]
+        expected = (1 + 9 * math.exp(-m)) / (1 + 9 * math.exp(-20 * m))
+        assert row["ratio"] / row["predicted"] == pytest.approx(expected, rel=1e-12)
+    assert expected == pytest.approx(1, rel=1e-7)
+    ratios = [row["ratio"] for row in found["rows"]]
+    assert ratios[0] > 1 and ratios == sorted(ratios, reverse=True) and ratios[-1] < 1e-100
+    assert {row["one_over_T"] for row in found["rows"]} == {0.05}
+
+
 def test_the_walk_finds_the_corrected_forms_right_and_the_printed_ones_wrong():
     rows = experiment.compare_forms(np.random.default_rng(5), samples=4)
     assert [row["T"] for row in rows] == TEMPERATURES
@@ -424,6 +640,39 @@ def test_chain_rule_equals_the_engine_on_a_network():
     assert max(row["off_scaled"] for row in rows) < 1e-12
     assert max(row["off_plain"] for row in rows) < 1e-12
     assert min(row["largest_entry"] for row in rows) > 1e-4
+
+
+@pytest.mark.parametrize("T", TEMPERATURES)
+def test_direction_is_the_gradient_without_its_saturation(T):
+    """The vector v: -1 at k, positive elsewhere, of sum 0, no matter what x_k is, and more even at a higher T."""
+    x, k = logits(1), 3
+    identity = np.array([one_hot(10, i) for i in range(10)])
+    v = experiment.shared_out(identity, x, k, T)
+    expected = (proof1.softmax_with_temperature(x, T) - one_hot(10, k)) / proof1.saturation(x, k, T)
+    others = np.arange(10) != k
+    assert relative_error(v[others], expected[others]) < Decimal("1e-50") and v[k] == -1
+    assert abs(v[others].sum() - 1) < Decimal("1e-50") and min(v[others]) > 0
+    hotter = experiment.shared_out(identity, x, k, 2 * T)[others]
+    assert max(hotter) < max(v[others]) and min(hotter) > min(v[others])
+    moved = x + 7 * one_hot(10, k)
+    assert relative_error(experiment.shared_out(identity, moved, k, T), v) < Decimal("1e-50")
+
+
+def test_largest_entry_is_the_product_of_its_three_factors(pixels):
+    for row in pixels[0]["chain_rule"]:
+        product = row["one_minus_p_k"] * row["direction"] / row["T"]
+        assert row["largest_entry"] == pytest.approx(product, rel=1e-12, abs=0)
+
+
+def test_the_factors_on_screen_multiply_to_the_growth_on_screen(pixels, screen):
+    T, growth = re.search(r"from T = 1 to T = (\d+) the largest entry is\s+multiplied by (\S+) = ", screen[5]).groups()
+    factors = re.search(r" = (\S+) \(1/T\) \* (\S+) \(saturation\) \* (\S+) \(direction\)", screen[5]).groups()
+    T, growth, *factors = map(float, (T, growth, *factors))
+    first, row = (next(row for row in pixels[0]["chain_rule"] if row["T"] == t) for t in (1, T))
+    assert T == 20 and factors[0] == 0.05
+    assert growth == pytest.approx(row["largest_entry"] / first["largest_entry"], rel=1e-3)
+    assert growth == pytest.approx(math.prod(factors), rel=2e-3)
+    assert abs(factors[2] - 1) > 0.01  # without it they would not
 
 
 def test_equation_1_holds_for_small_steps_between_kinks_and_fails_for_large_ones():
@@ -468,10 +717,107 @@ def test_spearman_ranks_share_their_places():
     assert experiment._spearman(np.array([1.0, 2.0, 3.0]), np.array([-5.0, -6.0, -100.0])) == pytest.approx(-1)
 
 
-def test_without_a_trained_network_the_equations_still_come_and_then_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "experiments.proof1", "--out", tmp_path, "--weights", tmp_path / "none.npz"]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+def test_picture_says_what_it_shows(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(common, "save_figure", lambda path, figure: kept.append(figure))
+    experiment.draw_slip(tmp_path / "proof1.png")
+    (figure,) = kept
+    left, right = figure.axes
+    (near_0,) = right.child_axes
+    assert left.get_ylim() == right.get_ylim()
+    assert "nine equal rivals" in figure.get_suptitle()
+    assert [t.get_text() for t in left.get_legend().get_texts()] == [
+        "(4) as printed",
+        "(5) as printed",
+        "corrected: the truth",
+    ]
+    (note,) = left.texts
+    assert "equal here: $p_k (1 + p_k)$" in note.get_text()
+    p_k = left.lines[0].get_xdata()
+    at_k, elsewhere, magnified = ([line.get_ydata() for line in ax.lines[:3]] for ax in (left, right, near_0))
+    np.testing.assert_allclose(at_k[0], p_k * (1 + p_k), rtol=1e-12)
+    np.testing.assert_allclose(at_k[1], at_k[0], rtol=1e-12)
+    np.testing.assert_allclose(at_k[2], p_k * (1 - p_k), rtol=1e-12)
+    np.testing.assert_allclose(elsewhere[1], p_k**2, rtol=1e-12)
+    np.testing.assert_allclose(elsewhere[2], -p_k * (1 - p_k) / 9, rtol=1e-10)
+    np.testing.assert_allclose(elsewhere[0], -elsewhere[2], rtol=1e-12)
+    np.testing.assert_array_equal(magnified, elsewhere)
+    # of two curves in one place the lower is broader, the upper dashed
+    below, above = left.lines[:2]
+    assert below.get_linewidth() > 2 * above.get_linewidth() and above.is_dashed() and not below.is_dashed()
+
+
+def walk(out, *arguments):
+    """python -m experiments.proof1 in a process of its own; returns it, and the JSON that it wrote."""
+    command = [sys.executable, "-m", "experiments.proof1", "--out", out, *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    return done, json.loads((out / "proof1.json").read_text())
+
+
+def assert_first_four_parts(found, stdout, out):
+    assert {"forms", "limit", "training_temperature", "seed", "command"} <= found.keys()
+    assert not {"chain_rule", "equation_1", "weights"} & found.keys()
+    assert f"Written: {out / 'proof1.png'}, {out / 'proof1.json'}\n" in stdout
+    assert (out / "proof1.png").stat().st_size > 10_000
+    assert "4. What training" in stdout and "5. From the logits" not in stdout
+
+
+def test_where_no_network_is_and_none_was_asked_for_the_first_four_parts_are_the_result(tmp_path):
+    done, found = walk(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_first_four_parts(found, done.stdout, tmp_path)
+    missing = found["parts_5_and_6_missing"]
+    assert missing.startswith("no trained network 'standard'") and "python -m experiments.train" in missing
+    closing = done.stdout[done.stdout.index("Written: ") :]
+    assert "Parts 5 and 6 need a trained network" in closing and missing in closing
+    assert closing.endswith("run at once:\n   python -m experiments.proof1 --dataset mnist\n")
+
+
+@pytest.mark.parametrize("option", ["--weights", "--network"])
+def test_a_network_that_was_asked_for_and_is_not_there_is_an_error_after_the_first_four_parts(option, tmp_path):
+    value = {"--weights": str(tmp_path / "none.npz"), "--network": "distilled"}[option]
+    done, found = walk(tmp_path, option, value)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and "none.npz" in done.stderr and done.stderr.count("\n") == 1
-    assert "(5) as printed" in done.stdout and (tmp_path / "proof1.png").stat().st_size > 10_000
+    assert_first_four_parts(found, done.stdout, tmp_path)
+    assert done.stderr == f"error: {found['parts_5_and_6_missing']}\n" and value in done.stderr
+    assert "--dataset mnist" not in done.stdout
+
+
+@pytest.fixture
+def options(tmp_path, equations, monkeypatch):
+    """The defaults of the command line; parts 1 to 4 and the committed networks are replaced."""
+    monkeypatch.setattr(experiment, "compare_forms", lambda rng, device: equations["forms"])
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "committed")
+    names = {"dataset": "digits", "device": "cpu", "seed": 0, "out": tmp_path, "json": tmp_path / "proof1.json"}
+    return SimpleNamespace(**names, network=None, weights=None, images=2, ties="all")
+
+
+def test_networks_of_the_project_are_pointed_to_only_where_they_are(options, capsys):
+    experiment.main(options)
+    assert "python -m experiments.proof1 --dataset mnist" not in capsys.readouterr().out
+    (common.RESULTS / "mnist").mkdir(parents=True)
+    (common.RESULTS / "mnist" / "standard.npz").touch()
+    options.network = None
+    experiment.main(options)
+    assert "python -m experiments.proof1 --dataset mnist" in capsys.readouterr().out
+
+
+def test_a_damaged_network_is_an_error_even_if_none_was_asked_for(options, capsys):
+    (options.out / "standard.npz").write_bytes(b"no weights")
+    with pytest.raises(networks.WeightsError) as error:
+        experiment.main(options)
+    found = json.loads(options.json.read_text())
+    assert_first_four_parts(found, capsys.readouterr().out, options.out)
+    assert found["parts_5_and_6_missing"] == str(error.value)
+
+
+def test_with_a_network_all_parts_are_written_and_named(options, pixels, monkeypatch, capsys):
+    (options.out / "standard.npz").touch()
+    monkeypatch.setattr(experiment, "with_network", lambda path, options, rng: pixels)
+    experiment.main(options)
+    found = json.loads(options.json.read_text())
+    assert {"forms", "limit", "training_temperature", "weights", "chain_rule", "equation_1"} <= found.keys()
+    assert "parts_5_and_6_missing" not in found
+    files = [options.out / name for name in ("proof1.png", "equation1.png", "proof1.json")]
+    assert capsys.readouterr().out.endswith(f"Written: {', '.join(map(str, files))}\n")
+    assert all(path.stat().st_size > 5000 for path in files)

@@ -29,12 +29,10 @@ def network(success, correct=990):
 
 def gradient(median, zero_share, reach=2.0):
     return {
-        "log10_ratio_median": median,
-        "log10_ratio_median_low": median - reach,
-        "log10_ratio_median_high": median + reach,
-        "log10_ratio_low": median - 40,
-        "log10_ratio_high": median + 40,
-        "plain_zero_share": zero_share,
+        "median": median,
+        "median_interval": (median - reach, median + reach),
+        "quantiles": {"5": median - 40, "95": median + 40},
+        "plain": {"zero_share": zero_share},
     }
 
 
