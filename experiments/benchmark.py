@@ -119,7 +119,7 @@ def main(options):
         try:
             import torch
         except ImportError:
-            raise common.UsageError("--against torch needs PyTorch: pip install 'minicnn[benchmark]'") from None
+            raise common.UsageError("--against torch needs PyTorch: pip install torch") from None
         torch.set_num_threads(options.threads)
     cpu.set_threads(options.threads)
     if options.images and not options.attacks:

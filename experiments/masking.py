@@ -200,6 +200,11 @@ def log10_mean(exponents):
     return float(largest + np.log10(np.mean(10.0 ** (exponents - largest)))) if np.isfinite(largest) else -math.inf
 
 
+def _correlation(a, b):
+    """Pearson's, or None where one of the two does not vary."""
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else None
+
+
 def _difference(a, b):
     """a - b of two exponents, or None where both are those of zeros."""
     return None if a == b == -math.inf else float(a - b)
@@ -279,7 +284,7 @@ def gradient_budget(network, reference, images, labels, options, T=None):
             "same_network_median_difference": float(np.median(np.abs(same - predicted))),
             "same_network_largest_difference": float(np.abs(same - predicted).max()),
             "reference_median_difference": float(np.median(np.abs(ratio - predicted))),
-            "reference_correlation": float(np.corrcoef(ratio, predicted)[0, 1]) if len(ratio) > 1 else math.nan,
+            "reference_correlation": _correlation(ratio, predicted),
         }
     return figures
 

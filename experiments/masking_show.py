@@ -177,11 +177,13 @@ def _remarks(network, name, budget):
             f"{measured['largest_difference']:.1e} (largest) on the {measured['images']} images where that has digits"
         )
     if found := budget.get("prediction"):
+        correlation = found["reference_correlation"]
+        correlation = "none" if correlation is None else f"{correlation:.2f}"
         lines.append(
             f"  {network}: T exp(-(T - 1) m) says {found['median']:+.2f} (median); measured "
             f"{found['same_network_median']:+.2f} against its own loss at z / T (median image off by "
             f"{found['same_network_median_difference']:.2f}) and {budget['median']:+.2f} against standard (off by "
-            f"{found['reference_median_difference']:.2f}, correlation {found['reference_correlation']:.2f})"
+            f"{found['reference_median_difference']:.2f}, correlation {correlation})"
         )
     return lines
 

@@ -107,15 +107,15 @@ def cupy_pillar():
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"device cuda needs CuPy, which cannot be imported ({error}): pip install 'minicnn[cuda13]' for a driver "
-            "from 580 on and a GPU of compute capability 7.5 or more, else 'minicnn[cuda12]'"
+            f"device cuda needs CuPy, which cannot be imported ({error}): pip install 'cupy-cuda13x[ctk]' for a "
+            "driver from 580 on and a GPU of compute capability 7.5 or more, else 'cupy-cuda12x[ctk]'"
         ) from None
     runtime = cupy.cuda.runtime
     driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if driver == 0:
         raise DeviceError("device cuda needs an NVIDIA GPU, and no NVIDIA driver is installed here: use device cpu")
     if driver // 1000 < built_for // 1000:
-        older_cupy = ", or replace CuPy: pip install 'minicnn[cuda12]'" if driver // 1000 == 12 else ""
+        older_cupy = ", or replace CuPy: pip install 'cupy-cuda12x[ctk]'" if driver // 1000 == 12 else ""
         raise DeviceError(
             f"the NVIDIA driver knows CUDA up to {driver // 1000}.{driver % 1000 // 10} and CuPy is built for CUDA "
             f"{built_for // 1000}: update the driver{older_cupy}"

@@ -92,7 +92,7 @@ def _digits():
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError(
-            "the data set 'digits' comes with scikit-learn, which cannot be imported: pip install minicnn[experiments]"
+            "the data set 'digits' comes with scikit-learn, which cannot be imported: pip install scikit-learn"
         ) from error
     digits = load_digits()
     scale = _bilinear(8, 24)

@@ -8,7 +8,7 @@ from minicnn.networks import paper_cnn
 from minicnn.ops import cross_entropy
 from minicnn.optim import NesterovSGD
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install minicnn[benchmark]")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
 functional = torch.nn.functional
 
 L2, LEARNING_RATE, MOMENTUM = 0.01, 0.1, 0.5

@@ -67,4 +67,4 @@ def test_without_torch_one_clear_error(tmp_path):
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: --against torch needs PyTorch: pip install 'minicnn[benchmark]'"
+    assert done.stderr.strip() == "error: --against torch needs PyTorch: pip install torch"

@@ -35,7 +35,7 @@ def no_internet(monkeypatch):
 
 @pytest.fixture(scope="module")
 def digits():
-    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install minicnn[experiments]")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install scikit-learn")
     return load("digits")
 
 

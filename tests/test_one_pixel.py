@@ -159,6 +159,20 @@ def test_choices_equal_full_recomputation(algorithm, arithmetic, monkeypatch):
     assert partial.forwards == full.forwards
 
 
+def test_choices_on_the_papers_network_equal_full_recomputation(monkeypatch):
+    network = biased(paper_cnn(seed=2, dtype=np.float64))
+    image = np.zeros((1, 1, 28, 28))
+    image[:, :, 7:21, 9:19] = np.random.default_rng(3).random((14, 10))
+    label = predict(network, image).argmax(axis=1)
+    for algorithm, limit in ("2", 12), ("4", 2):
+        setting = attacks.Setting(limit=limit)
+        partial = attacks.attack(network, image, label, algorithm, setting)
+        monkeypatch.setattr(attacks, "OnePixel", FullRecomputation)
+        full = attacks.attack(network, image, label, algorithm, setting)
+        monkeypatch.undo()
+        assert partial.moves > 1 and np.array_equal(partial.adversarial, full.adversarial)
+
+
 @pytest.mark.parametrize("arithmetic", ["plain", "scaled"])
 def test_float32_choices_differ_only_between_scores_within_rounding(arithmetic, monkeypatch):
     _, (partial, kinds, _) = attack_with(OnePixel, monkeypatch, np.float32, "2", arithmetic)

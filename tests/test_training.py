@@ -65,7 +65,7 @@ def without_seconds(history):
 
 
 def test_learns_digits():
-    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install minicnn[experiments]")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install scikit-learn")
     digits = data.load("digits")
     images, labels = digits.train_images[:400], digits.train_labels[:400]
     test = digits.test_images[:200], digits.test_labels[:200]
