@@ -128,7 +128,7 @@ def test_digits_validation_out_of_range(digits, validation):
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"pip install minicnn\[experiments\]"):
+    with pytest.raises(DataError, match=r"pip install scikit-learn"):
         load("digits")
 
 

@@ -405,10 +405,10 @@ def simulated_cupy(driver=13000, built_for=12090, devices=1):
 @pytest.mark.parametrize(
     ("cupy", "message"),
     [
-        (None, r"needs CuPy.*pip install 'minicnn\[cuda13\]'"),
+        (None, r"needs CuPy.*pip install 'cupy-cuda13x\[ctk\]'"),
         (simulated_cupy(driver=0), "no NVIDIA driver is installed here: use device cpu"),
         (simulated_cupy(driver=11080), "knows CUDA up to 11.8 and CuPy is built for CUDA 12: update the driver$"),
-        (simulated_cupy(driver=12040, built_for=13000), r"update the driver, or replace CuPy: .*'minicnn\[cuda12\]'"),
+        (simulated_cupy(driver=12040, built_for=13000), r"update the driver, or replace CuPy: .*'cupy-cuda12x\[ctk\]'"),
         (simulated_cupy(devices=0), "the driver offers none.*use device cpu"),
     ],
 )
