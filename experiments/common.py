@@ -37,6 +37,14 @@ PROTOCOL = {
 }
 
 
+# What success rates are shares of.
+DENOMINATORS = {
+    "correct": "the images that the network classifies correctly",
+    "all": "all images",
+    "common": "the images that all networks compared classify correctly",
+}
+
+
 class UsageError(ValueError):
     """The command line asks for something impossible; the message says what to do."""
 
@@ -123,10 +131,11 @@ def denominator_argument(parser):
     """Add the option that says what success rates are shares of."""
     parser.add_argument(
         "--denominator",
-        choices=("correct", "all", "common"),
+        choices=list(DENOMINATORS),
         default="correct",
-        help="success rates are shares of the images that the network classifies correctly (default), of all, or of "
-        "those that the networks compared classify correctly in common, as the author's test3.py has it",
+        help="what success rates are shares of; "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in DENOMINATORS.items())
+        + ", as in the author's test3.py; default: correct",
     )
 
 

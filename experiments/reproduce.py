@@ -264,13 +264,6 @@ def main(options):
     print(f"\nwritten: {options.json}, {options.out}/report.md and report.html with their figures")
 
 
-DENOMINATORS = {
-    "correct": "shares of the images that the network classifies correctly",
-    "all": "shares of all images",
-    "common": "shares of the images that all networks compared classify correctly",
-}
-
-
 def write_reports(options, dataset, results, table, sections):
     """report.md and report.html beside the figures."""
     epochs = sorted({n for run in results["runs"] for n in run["epochs"].values()})
@@ -284,7 +277,7 @@ def write_reports(options, dataset, results, table, sections):
             "float32 without underflow. Attacks make at most "
             f"{setting['limit']} moves, to 0 or {setting['maximum']:g}, against the loss at T = {setting['T']:g}; "
             f"equal maxima of a max-pool: gradient to {setting['ties']}. Test images, from the first: {counts}. "
-            f"Success rates are {DENOMINATORS[options.denominator]}, with Wilson 95 % intervals."
+            f"Success rates are shares of {common.DENOMINATORS[options.denominator]}, with Wilson 95 % intervals."
         ),
         footer=(
             f"{results['command']}, {results['date']}, {machine['processor']}, {machine['cores']} cores, "
