@@ -290,7 +290,8 @@ def draw_control(path, figures):
     panel.legend(fontsize=8, loc="center right")
     differ = max(row["decisions_that_differ"] for row in figures)
     compared = figures[0]["decisions_compared"]
-    panel.set_title(f"`standard`, its logits times s: at most {differ} of {compared} decisions change", fontsize=10)
+    changes = f"at most {differ} of {compared} decisions change" if differ else f"none of {compared} decisions changes"
+    panel.set_title(f"`standard`, its logits times s: {changes}", fontsize=10)
     common.save_figure(path, fig)
 
 
