@@ -43,9 +43,9 @@ set_threads(min(ROW_BLOCKS, _available_cores()))
 
 
 def in_parallel(job, items):
-    """[job(item) for every item], the items divided among the threads. A job within a job runs on its own thread, so
-    operations that a job calls are not divided further: a pool whose threads wait for each other would stand still."""
-    alone = _pool is None or getattr(_this_thread, "works", False)
+    """[job(item) for every item of a list], the items divided among the threads. What a job calls is not divided
+    further, unless it is the only one: a pool whose threads wait for each other would stand still."""
+    alone = _pool is None or len(items) == 1 or getattr(_this_thread, "works", False)
     return list((map if alone else _pool.map)(job, items))
 
 
