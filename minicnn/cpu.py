@@ -8,6 +8,7 @@ keeps the layout by itself. Arrays are float32 or float64; an output has the dty
 
 import contextlib
 import functools
+import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,16 +28,16 @@ def _available_cores():
 
 
 def threads():
-    """How many threads work on rows or on jobs."""
-    return _pool._max_workers if _pool else 1
+    """How many threads work on rows or on jobs, that of the caller among them."""
+    return 1 + (_helpers._max_workers if _helpers else 0)
 
 
 def set_threads(count):
     """Use `count` threads (at least 1) for the work on rows or on jobs; BLAS keeps its own setting."""
-    global _pool
+    global _helpers
     if count < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
-    _pool = ThreadPoolExecutor(count, initializer=lambda: setattr(_this_thread, "works", True)) if count > 1 else None
+    _helpers = ThreadPoolExecutor(count - 1) if count > 1 else None
 
 
 set_threads(min(ROW_BLOCKS, _available_cores()))
@@ -44,9 +45,26 @@ set_threads(min(ROW_BLOCKS, _available_cores()))
 
 def in_parallel(job, items):
     """[job(item) for every item of a list], the items divided among the threads. What a job calls is not divided
-    further, unless it is the only one: a pool whose threads wait for each other would stand still."""
-    alone = _pool is None or len(items) == 1 or getattr(_this_thread, "works", False)
-    return list((map if alone else _pool.map)(job, items))
+    further, unless it is the only one: threads that wait for each other would stand still."""
+    if _helpers is None or len(items) == 1 or getattr(_this_thread, "works", False):
+        return [job(item) for item in items]
+    results, turn = [None] * len(items), itertools.count()
+
+    def work():
+        _this_thread.works = True
+        try:
+            while (i := next(turn)) < len(items):
+                results[i] = job(items[i])
+        finally:
+            _this_thread.works = False
+
+    helping = [_helpers.submit(work) for _ in range(min(threads(), len(items)) - 1)]
+    try:
+        work()
+    finally:
+        for helper in helping:
+            helper.result()
+    return results
 
 
 @contextlib.contextmanager
