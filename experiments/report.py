@@ -425,11 +425,19 @@ class Section(NamedTuple):
     pictures: list
 
 
+def _in_lines(cell, escape):
+    """A cell of a table, its figures, which semicolons part, a line each; a verdict is a sentence and stays one."""
+    return "<br>".join(map(escape, [cell] if cell.endswith(".") else cell.split("; ")))
+
+
 def markdown(text, table, sections, folder):
     """The report as GitHub Markdown, to be kept in `folder`, to which the pictures' paths are relative."""
     lines = [f"# {text.title}\n", f"{text.introduction}\n"]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+    lines += [
+        "| " + " | ".join(_in_lines(cell, lambda part: part.replace("|", "\\|")) for cell in row) + " |"
+        for row in table
+    ]
     for section in sections:
         lines.append(f"\n## {section.heading}\n")
         lines += [f"```\n{section.text}\n```\n"] if section.text else []
@@ -449,12 +457,13 @@ def terminal(table):
 
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 2rem auto;
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 84rem; margin: 2rem auto;
   padding: 0 1rem; }
 table { border-collapse: collapse; font-size: 13px; }
 th, td { border: 1px solid #ccc; padding: .4rem .5rem; text-align: left; vertical-align: top; }
 th { background: #f3f3f3; }
-td:first-child, td:last-child { font-weight: 600; }
+td:first-child { font-weight: 600; }
+td:last-child { min-width: 15rem; background: #fafafa; }
 pre { font-size: 11px; overflow-x: auto; }
 figure { margin: 2rem 0; break-inside: avoid; }
 img { max-width: 100%; }
@@ -467,7 +476,7 @@ def page(text, table, sections):
     """The report as one self-contained HTML page, the pictures in it."""
     escape = html.escape
     head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in table)
+    body = "\n".join("<tr>" + "".join(f"<td>{_in_lines(c, escape)}</td>" for c in row) + "</tr>" for row in table)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(text.title)}</title><style>{STYLE}</style></head>

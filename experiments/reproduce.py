@@ -268,7 +268,8 @@ def write_reports(options, dataset, results, table, sections):
     """report.md and report.html beside the figures."""
     epochs = sorted({n for run in results["runs"] for n in run["epochs"].values()})
     machine, setting = results["machine"], results["setting"]
-    counts = ", ".join(f"{n} for {a if a == 'author' else f'Algorithm {a}'}" for a, n in setting["images"].items())
+    names = {"author": "the author's own attack"} | {a: f"Algorithm {a}" for a in "1234"}
+    counts = ", ".join(f"{setting['images'][a]} for {name}" for a, name in sorted(names.items()))
     text = report.Text(
         title=f"Temperature and robustness on {dataset.name}: the paper beside the truth",
         introduction=(

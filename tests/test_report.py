@@ -264,6 +264,8 @@ def test_markdown_and_html_hold_every_row_text_and_picture(results, tmp_path):
 
     lines = report.markdown(text, table, sections, tmp_path).splitlines()
     assert sum(line.startswith("| ") and line.count(" | ") == 6 for line in lines) == len(table) + 2
+    (row,) = (line for line in lines if line.startswith("| Temperature, not distillation"))
+    assert row.count("<br>") == 2 and "<br>distilled: 5.0%" in row
     assert {"# a < b", "## Figures", "## Why", "p < q", "![one & two](author/one.png)", "end"} <= set(lines)
 
     class Page(HTMLParser):
