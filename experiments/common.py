@@ -150,13 +150,13 @@ def counted(denominator, correct, name, count):
     return np.logical_and.reduce([right[:count] for right in compared])
 
 
-def network_arguments(parser):
-    """Add the options that choose one network."""
+def network_arguments(parser, default="standard"):
+    """Add the options that choose one network. default: of --network, None to tell a network that was asked for."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--network",
         choices=list(NETWORKS),
-        default="standard",
+        default=default,
         help="trained before, or one that comes with the project; default: standard",
     )
     which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead")

@@ -602,10 +602,7 @@ def _write(options, results, pictures):
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
-    which = parser.add_mutually_exclusive_group()
-    # None and not "standard": a network that is missing is an error only if it was asked for.
-    which.add_argument("--network", choices=list(common.NETWORKS), help="default: standard")
-    which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead of a network trained here")
+    common.network_arguments(parser, default=None)  # one that is missing is an error only if it was asked for
     parser.add_argument("--images", type=common.positive(int), default=2, help="of parts 5 and 6; default: 2")
     parser.add_argument("--ties", choices=("first", "all"), default="all", help="max-pool gradient; all as the author")
     common.run(main, parser)

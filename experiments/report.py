@@ -121,8 +121,12 @@ def factor_interval(a, b):
 NO_SAMPLES = "Not judged: no samples."
 
 
+def _lack_samples(*rates):
+    return not all(rate.trials for rate in rates)
+
+
 def _success_verdict(claimed, plain, scaled, at_least=False):
-    if not plain.trials or not scaled.trials:
+    if _lack_samples(plain, scaled):
         return NO_SAMPLES
     relation = against(claimed, plain.interval)
     if at_least and relation == "below":
@@ -138,7 +142,7 @@ def _success_verdict(claimed, plain, scaled, at_least=False):
 
 def _factor_verdict(standard, temperature, hot):
     """standard, temperature: (plain, scaled) Rates of an attack on the two networks; hot: the second's T, "T = 20"."""
-    if not all(rate.trials for rate in (*standard, *temperature)):
+    if _lack_samples(*standard, *temperature):
         return NO_SAMPLES
     plain, scaled = (factor_interval(a, b) for a, b in zip(standard, temperature, strict=True))
     truth, underflow = {
@@ -154,10 +158,10 @@ def _factor_verdict(standard, temperature, hot):
 
 
 def _distillation_verdict(temperature, distilled, hot, algorithm):
+    if _lack_samples(*temperature, *distilled):
+        return NO_SAMPLES
     words = {1: "succeeds more often", 0: "succeeds no more and no less often, measurably,", -1: "succeeds less often"}
     plain, scaled = compare(distilled[0], temperature[0]), compare(distilled[1], temperature[1])
-    if not all(rate.trials for rate in (*temperature, *distilled)):
-        return NO_SAMPLES
     if scaled:
         conclusion = f"the {'distilled' if scaled < 0 else hot} network is the more robust one"
     elif plain:
@@ -284,7 +288,7 @@ def _refresh_cells(runs):
 def _refresh_verdict(runs):
     two, four = _pair(runs, "standard", ON_THE_SAME_IMAGES), _pair(runs, "standard", "4")
     words = {1: "more often", 0: "no more and no less often, measurably,", -1: "less often"}
-    if not all(rate.trials for rate in (*two, *four)):
+    if _lack_samples(*two, *four):
         return NO_SAMPLES
     plain, scaled = (words[compare(b, a)] for a, b in zip(two, four, strict=True))
     return (
