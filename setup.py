@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import setup
 
 version = re.search('__version__ = "(.*)"', Path(__file__).with_name("minicnn").joinpath("__init__.py").read_text())[1]
-test = ["pytest>=7", "threadpoolctl>=3"]
+test = ["pytest>=7", "threadpoolctl>=3", "mypy>=1.10"]
 experiments = ["matplotlib>=3.7", "tqdm>=4.60", "scikit-learn>=1.2", "threadpoolctl>=3"]
 
 setup(
@@ -15,10 +15,10 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["minicnn", "minicnn.kernels"],
+    packages=["minicnn", "minicnn.paper", "minicnn.kernels"],
     package_dir={"minicnn.kernels": "kernels"},
-    package_data={"minicnn.kernels": ["*.cu", "*.cuh"]},
-    install_requires=["numpy>=1.24"],
+    package_data={"minicnn": ["py.typed"], "minicnn.kernels": ["*.cu", "*.cuh"]},
+    install_requires=["numpy>=2"],
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],

@@ -14,35 +14,36 @@ Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json.
 from pathlib import Path
 
 from experiments import common
-from minicnn import attacks, networks
+from minicnn import correct
+from minicnn.paper import attacks
+from minicnn.paper.networks import NETWORKS
 
 
-def other_weights(options):
-    """The weight file of --other, a file or a network's name. Raises UsageError where it is needed and not there."""
-    if options.other is None:
-        raise common.UsageError("--denominator common needs --other: the network that must be right on an image too")
-    return common.find_weights(options, options.other) if options.other in common.NETWORKS else options.other
-
-
-def results_name(options):
-    """The JSON file of one attack: another for every network, algorithm and arithmetic."""
-    network = Path(options.weights).stem if options.weights else options.network
-    return f"attack_{network}_{options.algorithm}_{options.arithmetic}.json"
+def results_name(network, algorithm, arithmetic):
+    """The JSON file of one attack: another for every network (its name or weight file), algorithm and arithmetic."""
+    return f"attack_{Path(network).stem}_{algorithm}_{arithmetic}.json"
 
 
 def main(options):
-    path = common.find_weights(options)
-    other = common.load_network(other_weights(options), options) if options.denominator == "common" else None
-    dataset = common.load_data(options)
-    network = common.load_network(path, options)
-    count = options.images or common.PROTOCOL[options.dataset]["images"]
+    path, other = common.chosen_weights(options), None
+    if options.denominator == "common":
+        if options.other is None:
+            raise common.UsageError(
+                "--denominator common needs --other: the network that must be right on an image too"
+            )
+        known = options.other in NETWORKS
+        file = common.find_weights(options.other, options.dataset, options.out) if known else options.other
+        other = common.load_network(file, options.device, options.ties)
+    dataset = common.load_data(options.dataset)
+    network = common.load_network(path, options.device, options.ties)
+    count = options.images or common.DATASET_DEFAULTS[options.dataset]["images"]
     images, labels = dataset.test_images[:count], dataset.test_labels[:count]
     setting = common.setting(options, options.arithmetic)
     result = common.attack(network, images, labels, options.algorithm, setting, common.Store(options.out / "parts"))
-    correct = {"attacked": result.attacked}
+    right = {"attacked": result.attacked}
     if other is not None:
-        correct["other"] = networks.predict(other, images).argmax(axis=1) == labels
-    figures = attacks.summary(result, common.counted(options.denominator, correct, "attacked", len(images)))
+        right["other"] = correct(other, images, labels)
+    figures = attacks.summary(result, common.counted(options.denominator, right, "attacked", len(images)))
     low, high = figures["success_interval"]
     print(f"{path}, Algorithm {options.algorithm}, {options.arithmetic}, first {len(images)} test images")
     print(f"  misclassified before, left out   {figures['misclassified']}")
@@ -73,11 +74,9 @@ def main(options):
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
     common.network_arguments(parser)
-    parser.add_argument("--algorithm", choices=list(attacks.ALGORITHMS), default="1", help="default: 1")
-    parser.add_argument(
-        "--arithmetic", choices=("plain", "scaled"), default="scaled", help="of the scores; default: scaled"
-    )
+    common.choice(parser, "--algorithm", attacks.ALGORITHMS, "1", "of the paper, or the author's own")
+    common.choice(parser, "--arithmetic", attacks.ARITHMETICS, "scaled", "of the scores")
     common.attack_arguments(parser)
     common.denominator_argument(parser)
     parser.add_argument("--other", metavar="NAME|FILE.npz", help="the second network of --denominator common")
-    common.run(main, parser, results_name)
+    common.run(main, parser, lambda o: results_name(o.weights or o.network, o.algorithm, o.arithmetic))

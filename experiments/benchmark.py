@@ -9,135 +9,219 @@
 minicnn is faster. Each time is the median of --repeats.
 
 --device cuda measures minicnn with and without a captured graph, PyTorch eager and with a captured CUDA graph, each
-with TF32 off and on; the maps of 10,000 images too, one whole training (--dataset mnist, 50 epochs, is the paper's),
-and with --attacks Algorithms 1 and 2.
+with TF32 off and on (minicnn's kernels compute in float32 throughout); the maps of 10,000 images too, one whole
+training (--dataset mnist, 50 epochs, is the paper's), and with --attacks Algorithms 1 and 2.
 """
 
+import dataclasses
 import functools
 import statistics
+import time
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments import common
-from experiments.timing import BATCH, LEARNING_RATE, measure, training_step
-from minicnn import attacks, cpu, networks
-from minicnn.saliency import saliency_maps
+from minicnn import DropoutMasks, NesterovSGD, Recipe, Tensor, backend, correct, cpu, fit, no_grad
+from minicnn.ops import cross_entropy
+from minicnn.paper import attacks
+from minicnn.paper.networks import PENALTY, paper_cnn
+from minicnn.paper.saliency import saliency_maps
 
-ATTACK_REPEATS = 3
-ATTACKED = {"cpu": (256, 32, 256, 16), "cuda": (10000, 1000)}
-ROUNDS_OF_4 = 5  # its every move costs as much as all of Algorithm 2
-
-
-def our_functions(images, labels):
-    """Name of a measurement -> a function of no arguments."""
-    network = networks.paper_cnn()
-    batch, targets = images[:BATCH], labels[:BATCH]
-    return {
-        "train_step": training_step(networks.paper_cnn(), images, labels),
-        "forward": lambda: networks.predict(network, batch, chunk=BATCH),
-        "saliency": lambda: saliency_maps(network, batch, targets, chunk=BATCH),
-    }
+RECIPE = Recipe(l2=PENALTY)  # the paper's
+BATCH = RECIPE.batch
+MOVES_OF_4 = 5  # its every move costs as much as all of Algorithm 2
 
 
-def torch_functions(torch, images, labels, memory_format):
-    """The same measurements in PyTorch."""
-    from experiments import torch_reference
+class Plan(NamedTuple):
+    """What is measured on a device. samples: random images; maps: name of a measurement -> number of maps; attacked:
+    images for Algorithm 1, 2, ...; chunk, torch_chunk: images in memory at a time."""
 
-    images, labels = torch.from_numpy(images), torch.from_numpy(labels).long()
-    trained = torch_reference.paper_cnn(networks.paper_cnn(), memory_format=memory_format).train()
-    model = torch_reference.paper_cnn(networks.paper_cnn(), memory_format=memory_format).eval()
-    optimiser = torch_reference.optimiser(trained, LEARNING_RATE)
-    batch, targets = images[:BATCH].contiguous(memory_format=memory_format), labels[:BATCH]
-    order = torch.arange(len(images))
+    samples: int
+    maps: dict
+    warm_up: int
+    attacked: tuple
+    attack_repeats: int
+    chunk: int
+    torch_chunk: int
+
+
+PLANS = {
+    "cpu": Plan(8 * BATCH, {"saliency": BATCH}, 2, (256, 32, 256, 16), 3, 256, 256),
+    "cuda": Plan(10000, {"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), 1, 1000, 4096),
+}
+
+
+def measure(contestants, repeats, warm_up=2, wait=lambda: None):
+    """Call every function in turn, `repeats` times round after the rounds to warm up. Returns name -> list of seconds.
+
+    wait() returns when a device has finished. The short rest lets the threads of the one before stop spinning.
+    """
+    seconds = {name: [] for name in contestants}
+    for round_ in range(warm_up + repeats):
+        for name, function in contestants.items():
+            time.sleep(0.005)
+            wait()
+            start = time.perf_counter()
+            function()
+            wait()
+            if round_ >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def waiting(device):
+    """A function that returns when the device of that name has finished."""
+    return backend.get("cuda").xp.cuda.Device().synchronize if device == "cuda" else lambda: None
+
+
+def training_step(network, images, labels):
+    """A function that makes one step of training.fit, on its next batch of the images."""
+    device = network.backend
+    functions, xp = device.functions, device.xp
+    images, labels = device.asarray(images), device.asarray(labels)
+    order, counter = xp.arange(len(images), dtype=np.int32), xp.zeros(1, np.uint32)
+    mean = xp.full(BATCH, 1 / BATCH, images.dtype)
+    optimiser = NesterovSGD(network.parameters(), xp.full(1, RECIPE.learning_rate, images.dtype), l2=PENALTY)
 
     def step():
-        chosen = order[:BATCH]
-        torch_reference.training_step(
-            trained, optimiser, images[chosen].contiguous(memory_format=memory_format), labels[chosen]
-        )
+        batch = Tensor(functions.gather(images, order, counter, BATCH))
+        target = functions.gather(labels, order, counter, BATCH)
+        cross_entropy(network(batch, DropoutMasks(0, counter)), target).backward(mean)
+        optimiser.step()
+        functions.advance(counter)
+
+    return step
+
+
+def our_functions(device, images, labels, graph=False):
+    """Name of a measurement -> a function of no arguments. graph: captured, and without the maps, which come to the
+    host as saliency_maps returns them."""
+    plan, network = PLANS[device], paper_cnn().to(device)
+    batch, functions = network.backend.asarray(images[:BATCH]), network.backend.functions
 
     def forward():
-        with torch.inference_mode():
-            model(batch)
+        with no_grad():
+            return network(Tensor(batch)).data
 
-    return {
-        "train_step": step,
-        "forward": forward,
-        "saliency": lambda: torch_reference.saliency_maps(model, batch, targets),
+    step = training_step(paper_cnn().to(device), images, labels)
+    if graph:
+        return {"train_step": functions.capture(step), "forward": functions.capture(forward)}
+    return {"train_step": step, "forward": forward} | {
+        task: functools.partial(saliency_maps, network, images[:count], labels[:count], chunk=plan.chunk)
+        for task, count in plan.maps.items()
     }
 
 
-def compare(options, torch):
-    """Seconds and ratios of the training step, the forward pass and the maps."""
-    rng = np.random.default_rng(options.seed)
-    images = rng.random((8 * BATCH, 1, 28, 28), np.float32)
+def compare(device, seed, repeats, reference):
+    """Seconds of the training step, the forward pass and the maps: task -> side -> median and minimum.
+
+    reference: the module torch_reference, or None for minicnn alone.
+    """
+    plan, rng = PLANS[device], np.random.default_rng(seed)
+    images = rng.random((plan.samples, 1, 28, 28), np.float32)
     labels = rng.integers(0, 10, len(images), np.int32)
-    sides = {"minicnn": our_functions(images, labels)}
-    if torch:
-        for layout, memory_format in ("default", torch.contiguous_format), ("channels_last", torch.channels_last):
-            sides[layout] = torch_functions(torch, images, labels, memory_format)
-    ratios, seconds = {}, {}
+    sides = {"minicnn": our_functions(device, images, labels)}
+    if device == "cuda":
+        sides["minicnn graph"] = our_functions(device, images, labels, graph=True)
+    if reference:
+        sides |= reference.sides(device, images, labels, RECIPE, plan.maps, plan.chunk)
+    seconds = {}
     for task in sides["minicnn"]:
-        times = measure({side: functions[task] for side, functions in sides.items()}, options.repeats)
+        contestants = {side: functions[task] for side, functions in sides.items() if task in functions}
+        times = measure(contestants, repeats, plan.warm_up, waiting(device))
         seconds[task] = {side: {"median": statistics.median(t), "minimum": min(t)} for side, t in times.items()}
-        medians = {side: figures["median"] for side, figures in seconds[task].items()}
-        ratios[task] = {f"vs_{side}": medians["minicnn"] / m for side, m in medians.items() if side != "minicnn"}
-        print(f"{task:12}", *(f"{side} {1000 * m:.1f} ms" for side, m in medians.items()), sep="  ", end="")
-        print(*("", *(f"{name} {ratio:.2f}" for name, ratio in ratios[task].items())), sep="  ", flush=True)
-    return (ratios if torch else {}) | {"seconds": seconds}
+        medians = (f"{side} {1000 * figures['median']:.4g} ms" for side, figures in seconds[task].items())
+        print(f"{task:12}", *medians, sep="  ", flush=True)
+    return seconds
 
 
-def compare_attacks(options, torch):
-    """Images a second of each algorithm, on the first --images test images that the network gets right."""
-    dataset = common.load_data(options)
-    network = common.load_network(common.find_weights(options), options)
-    right = networks.predict(network, dataset.test_images).argmax(axis=1) == dataset.test_labels
+def ratios(seconds):
+    """What compare found, as task -> "vs_SIDE" -> median of minicnn over median of that side."""
+    return {
+        task: {f"vs_{s}": of["minicnn"]["median"] / of[s]["median"] for s in of if s != "minicnn"}
+        for task, of in seconds.items()
+    }
+
+
+def compare_training(dataset, recipe, reference):
+    """Seconds and test accuracy of one whole training: data to the device, steps, and the test set after each epoch."""
+
+    def ours():
+        held_out = {"test": (dataset.test_images, dataset.test_labels)}
+        network = paper_cnn(seed=recipe.seed).to("cuda")
+        return fit(network, dataset.train_images, dataset.train_labels, recipe, held_out)[-1]["test_accuracy"]
+
+    contestants = {"minicnn graph": ours} | (reference.trainings(dataset, recipe) if reference else {})
     results = {}
-    for algorithm, count in zip("1234", options.images, strict=True):
-        limit = min(options.limit, ROUNDS_OF_4) if algorithm == "4" else options.limit
-        setting = attacks.Setting(limit=limit)
-        images, labels = dataset.test_images[right][:count], dataset.test_labels[right][:count]
-        contestants = {"minicnn": functools.partial(attacks.attack, network, images, labels, algorithm, setting)}
-        if torch:
-            from experiments import torch_reference
+    for side, function in contestants.items():
+        start = time.perf_counter()
+        accuracy = function()
+        results[side] = {"seconds": time.perf_counter() - start, "accuracy": accuracy}
+    figures = (f"{side} {found['seconds']:.2f} s {found['accuracy']:.2%}" for side, found in results.items())
+    print(f"{recipe.epochs} epochs:", *figures)
+    return results
 
-            model = torch_reference.paper_cnn(network)
-            given = torch.from_numpy(images), torch.from_numpy(labels).long()
-            contestants["torch"] = functools.partial(torch_reference.attack, model, *given, algorithm, limit)
-        seconds = measure(contestants, ATTACK_REPEATS, warm_up=0)
-        figures = {side: len(images) / statistics.median(t) for side, t in seconds.items()}
-        if torch:
+
+def compare_attacks(network, images, labels, counts, limit, reference):
+    """Images a second of each algorithm, on the first test images that the network gets right.
+
+    counts: of images for Algorithm 1, 2, ... Returns algorithm -> figures.
+    """
+    plan = PLANS[network.device]
+    right = correct(network, images, labels)
+    images, labels = images[right], labels[right]
+    results = {}
+    for algorithm, count in zip("1234", counts, strict=False):
+        moves = min(limit, MOVES_OF_4) if algorithm == "4" else limit
+        setting = attacks.Setting(limit=moves, chunk=plan.chunk)
+        case = images[:count], labels[:count], algorithm
+        contestants = {"minicnn": functools.partial(attacks.attack, network, *case, setting)}
+        if reference:
+            contestants |= reference.attacks(network, *case, moves, plan.torch_chunk)
+        seconds = measure(contestants, plan.attack_repeats, warm_up=0, wait=waiting(network.device))
+        figures = {side: len(case[0]) / statistics.median(t) for side, t in seconds.items()}
+        if reference:
             figures["ratio"] = figures["torch"] / figures["minicnn"]
-        results[algorithm] = figures | {"images": len(images), "limit": limit}
-        print(f"Algorithm {algorithm}, {len(images)} images, images/s:", *(f"{k} {v:.3g}" for k, v in figures.items()))
-    return {"attacks": results}
+        results[algorithm] = figures | {"images": len(case[0]), "limit": moves}
+        print(f"Algorithm {algorithm}, {len(case[0])} images, images/s:", *(f"{k} {v:.3g}" for k, v in figures.items()))
+    return results
 
 
 def main(options):
-    torch = None
+    reference = None
     if options.against == "torch":
         try:
             import torch
         except ImportError:
             raise common.UsageError("--against torch needs PyTorch: pip install torch") from None
+        from experiments import torch_reference as reference
+
         torch.set_num_threads(options.threads)
     cpu.set_threads(options.threads)
     if options.images and not options.attacks:
         raise common.UsageError("--images is of the attacks: add --attacks")
-    if options.attacks:
-        common.load_network(common.find_weights(options), options)  # a mistake is said before minutes of measurements
-    options.images = options.images or ATTACKED[options.device]
-    if options.device == "cuda":
-        from experiments import benchmark_cuda
+    if options.attacks:  # a mistake is said before minutes of measurements
+        network = common.load_network(common.chosen_weights(options), options.device, options.ties)
 
-        results = benchmark_cuda.compare(options, torch)
-    else:
-        print(f"{options.threads} threads on each side, medians of {options.repeats}")
-        results = compare(options, torch)
-        if options.attacks:
-            results |= compare_attacks(options, torch)
+    print(f"{options.threads} threads on each side, medians of {options.repeats}")
+    seconds = compare(options.device, options.seed, options.repeats, reference)
+    results = {"seconds": seconds}
+    if reference and options.device == "cpu":
+        results = ratios(seconds) | results
+        for task in seconds:
+            print(f"{task:12}", *(f"{side} {ratio:.2f}" for side, ratio in results[task].items()), sep="  ")
+    if options.device == "cuda" or options.attacks:
+        dataset = common.load_data(options.dataset)
+    if options.device == "cuda":
+        recipe = dataclasses.replace(RECIPE, epochs=options.epochs, seed=options.seed)
+        results["training"] = compare_training(dataset, recipe, reference)
+    if options.attacks:
+        case = network, dataset.test_images, dataset.test_labels
+        counts = options.images or PLANS[options.device].attacked
+        results["attacks"] = compare_attacks(*case, counts, options.limit, reference)
     environment = common.environment(options)
-    if torch:
+    if reference:
         environment["versions"]["torch"] = torch.__version__
     common.write_json(options.json, results | environment | {"threads": options.threads, "repeats": options.repeats})
 
@@ -159,6 +243,6 @@ if __name__ == "__main__":
         help="attacked by Algorithms 1 to 4; default: 256 32 256 16, on a GPU 10000 and 1000 by 1 and 2",
     )
     parser.add_argument("--limit", type=common.positive(int), default=100, help="moves an image; default: 100")
-    parser.add_argument("--ties", choices=("first", "all"), default="first", help="max-pool gradient; default: first")
+    common.ties_argument(parser, default="first")
     parser.add_argument("--epochs", type=common.positive(int), default=50, help="of training on a GPU; default: 50")
     common.run(main, parser)

@@ -1,7 +1,12 @@
-"""What the experiments share: command line, errors, progress, the three networks, resumable parts, JSON, pictures."""
+"""What the experiments share: command line, errors, progress, trained networks, resumable parts, JSON, pictures.
+
+`options`, the parsed command line, is for an experiment's main alone: the functions here that take it turn it into what
+the others need.
+"""
 
 import argparse
 import csv
+import dataclasses
 import functools
 import hashlib
 import io
@@ -17,27 +22,22 @@ from pathlib import Path
 import numpy as np
 
 import minicnn
-from minicnn import attacks, backend, cpu, cuda, data, networks, training
+from minicnn import backend, cpu, cuda, data, training, weights
 from minicnn.files import write_atomically
+from minicnn.paper import attacks
+from minicnn.paper.networks import NETWORKS, PENALTY, TEMPERATURE, paper_cnn, pool_ties
 
 RESULTS = Path(os.path.relpath(Path(__file__).parent / "results"))
 
-# The paper's three networks (section 4): whether trained at the temperature of the options, and their teacher.
-NETWORKS = {
-    "standard": {"hot": False, "teacher": None},
-    "temperature": {"hot": True, "teacher": None},
-    "distilled": {"hot": True, "teacher": "temperature"},
-}
-
 # The paper's protocol ("Training parameters") is that of MNIST. The 1,500 digits need smaller batches, and the full
 # rate for the distilled network too: at half of it, it is still at chance after 25 epochs of 46 steps.
-PROTOCOL = {
+DATASET_DEFAULTS = {
     "mnist": {"batch": 128, "epochs": 50, "images": 1000, "learning_rate": 0.1, "distilled_rate": 0.05},
     "digits": {"batch": 32, "epochs": 25, "images": 297, "learning_rate": 0.1, "distilled_rate": 0.1},
 }
 
 
-# What success rates are shares of.
+# The denominators of success rates.
 DENOMINATORS = {
     "correct": "the images that the network classifies correctly",
     "all": "all images",
@@ -53,7 +53,7 @@ USER_ERRORS = (
     UsageError,
     attacks.AttackError,
     data.DataError,
-    networks.WeightsError,
+    weights.WeightsError,
     training.TrainingError,
     backend.DeviceError,
     OSError,
@@ -88,6 +88,17 @@ def seed(text):
     return value
 
 
+def choice(parser, option, values, default, meaning):
+    """Add an option that is one of several values, its default at the end of its help."""
+    parser.add_argument(option, choices=list(values), default=default, help=f"{meaning}; default: {default}")
+
+
+def ties_argument(parser, default="all"):
+    """Add the option of the tie rule of max-pools."""
+    meaning = "where max-pools send the gradient of equal maxima (all: as the author's Theano did)"
+    choice(parser, "--ties", ("first", "all"), default, meaning)
+
+
 def arguments(module_doc):
     """A parser with the options that every experiment has; its description is the experiment's docstring."""
     parser = argparse.ArgumentParser(
@@ -115,32 +126,23 @@ def training_arguments(parser):
     parser.add_argument(
         "--temperature",
         type=positive(float),
-        default=20.0,
+        default=TEMPERATURE,
         help="T > 0 that the networks temperature and distilled are trained at; default: 20",
     )
-    parser.add_argument(
-        "--teacher-dropout",
-        choices=("on", "off"),
-        default="on",
-        help="dropout while the distilled labels are computed: on as the author did, off as Papernot et al.",
-    )
+    meaning = "dropout while the distilled labels are computed: on as the author did, off as Papernot et al."
+    choice(parser, "--teacher-dropout", ("on", "off"), "on", meaning)
     parser.add_argument("--no-graph", action="store_true", help="cuda: run each step by itself, for debugging")
 
 
 def denominator_argument(parser):
-    """Add the option that says what success rates are shares of."""
-    parser.add_argument(
-        "--denominator",
-        choices=list(DENOMINATORS),
-        default="correct",
-        help="what success rates are shares of; "
-        + "; ".join(f"{name}: {meaning}" for name, meaning in DENOMINATORS.items())
-        + ", as in the author's test3.py; default: correct",
-    )
+    """Add the option that chooses the denominator of success rates."""
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in DENOMINATORS.items())
+    meaning = f"the denominator of success rates; {meanings}, as in the author's test3.py"
+    choice(parser, "--denominator", DENOMINATORS, "correct", meaning)
 
 
 def counted(denominator, correct, name, count):
-    """The samples, of the first `count`, that rates on network `name` are shares of under --denominator.
+    """The samples, of the first `count`, in the denominator of the rates on network `name`.
 
     correct: name -> (N,) bool of every network compared, N >= count. Returns (count,) bool.
     """
@@ -182,18 +184,9 @@ def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
     parser.add_argument(
         "--skip-unchanged", action="store_true", help="leave out moves that change nothing, which count as printed"
     )
-    parser.add_argument(
-        "--prefer",
-        choices=("raise", "lower"),
-        default="raise",
-        help="where both moves of a pixel score the same (Algorithms 2 and 4); default: raise",
-    )
-    parser.add_argument(
-        "--ties",
-        choices=("first", "all"),
-        default="all",
-        help="where max-pools send the gradient of equal maxima; default: all, as the author's Theano did",
-    )
+    meaning = "where both moves of a pixel score the same (Algorithms 2 and 4)"
+    choice(parser, "--prefer", ("raise", "lower"), "raise", meaning)
+    ties_argument(parser)
 
 
 def run(main, parser, results=lambda options: f"{experiment_name()}.json"):
@@ -240,7 +233,7 @@ def experiment_name():
 
 
 def use_one_blas_thread():
-    """The NumPy pillar has threads of its own over rows; those of BLAS under them would only be in their way."""
+    """The backend functions have threads of their own over rows; those of BLAS under them would be in their way."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1, "blas")
@@ -270,47 +263,82 @@ class Progress:
             self.bar.close()
 
 
-def load_data(options):
-    """The data set, its download shown."""
+def load_data(name, validation=None):
+    """The data set, its download shown. validation: as for data.load."""
     bars = {}
 
-    def progress(name, received, total):
-        bars.setdefault(name, Progress(name, total))(received)
+    def progress(file, received, total):
+        bars.setdefault(file, Progress(file, total))(received)
 
-    dataset = data.load(options.dataset, getattr(options, "validation", None), progress)
+    dataset = data.load(name, validation, progress)
     for bar in bars.values():
         bar.close()
     return dataset
 
 
-def recipe(name, options):
-    """The Recipe of one of the NETWORKS under the options of training."""
-    protocol, network = PROTOCOL[options.dataset], NETWORKS[name]
-    return training.Recipe(
-        temperature=options.temperature if network["hot"] else 1.0,
-        learning_rate=protocol["distilled_rate" if network["teacher"] else "learning_rate"],
-        batch=options.batch or protocol["batch"],
-        epochs=options.epochs or protocol["epochs"],
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How the four networks are trained on a data set.
+
+    dataset: its name; T > 0: of those trained at temperature; epochs, batch: as in a Recipe; seed: of initial weights,
+    shuffling and dropout; teacher_dropout: whether distilled labels are computed with dropout on; device; graph: as for
+    training.fit.
+    """
+
+    dataset: str
+    T: float
+    epochs: int
+    batch: int
+    seed: int = 0
+    teacher_dropout: bool = True
+    device: str = "cpu"
+    graph: bool = True
+
+    def recipe(self, name):
+        """The Recipe of one of the NETWORKS."""
+        trained, defaults = NETWORKS[name], DATASET_DEFAULTS[self.dataset]
+        return training.Recipe(
+            temperature=self.T if trained.at_temperature else 1.0,
+            learning_rate=defaults["distilled_rate" if trained.teacher else "learning_rate"],
+            l2=PENALTY,
+            batch=self.batch,
+            epochs=self.epochs,
+            seed=self.seed,
+        )
+
+
+def protocol(options):
+    """The Protocol of the options that training_arguments adds."""
+    defaults = DATASET_DEFAULTS[options.dataset]
+    return Protocol(
+        dataset=options.dataset,
+        T=options.temperature,
+        epochs=options.epochs or defaults["epochs"],
+        batch=options.batch or defaults["batch"],
         seed=options.seed,
+        teacher_dropout=options.teacher_dropout == "on",
+        device=options.device,
+        graph=not options.no_graph,
     )
 
 
-def train(name, options, dataset):
+def train(name, dataset, protocol, folder):
     """Train one of the NETWORKS (its teacher first), or go on where it stopped.
 
-    Writes NAME.checkpoint.npz after every epoch, then NAME.npz, NAME.csv and NAME.png. Returns (network, history).
+    Writes NAME.checkpoint.npz after every epoch, then NAME.npz, NAME.csv and NAME.png to the folder. Returns (network,
+    history).
     """
-    settings, targets = recipe(name, options), dataset.train_labels
-    if teacher := NETWORKS[name]["teacher"]:
-        teacher_network, _ = train(teacher, options, dataset)
-        dropout = options.seed if options.teacher_dropout == "on" else None
-        targets = training.distilled_labels(teacher_network, dataset.train_images, settings.temperature, dropout)
-    network = networks.paper_cnn(seed=options.seed).to(options.device)
+    recipe, targets = protocol.recipe(name), dataset.train_labels
+    if teacher := NETWORKS[name].teacher:
+        teacher_network, _ = train(teacher, dataset, protocol, folder)
+        dropout = protocol.seed if protocol.teacher_dropout else None
+        targets = training.distilled_labels(teacher_network, dataset.train_images, recipe.temperature, dropout)
+    network = paper_cnn(seed=protocol.seed).to(protocol.device)
     held_out = {"test": (dataset.test_images, dataset.test_labels)}
     if len(dataset.validation_images):
         held_out["validation"] = dataset.validation_images, dataset.validation_labels
-    steps = len(dataset.train_images) // settings.batch
-    progress = Progress(f"{name}, T = {settings.temperature:g}", settings.epochs * steps)
+    steps = len(dataset.train_images) // recipe.batch
+    progress = Progress(f"{name}, T = {recipe.temperature:g}", recipe.epochs * steps)
     finished = []
 
     def on_epoch(row):
@@ -325,50 +353,53 @@ def train(name, options, dataset):
             network,
             dataset.train_images,
             targets,
-            settings,
+            recipe,
             held_out,
-            checkpoint=options.out / f"{name}.checkpoint.npz",
+            checkpoint=folder / f"{name}.checkpoint.npz",
             on_step=on_step,
             on_epoch=on_epoch,
-            graph=not options.no_graph,
+            graph=protocol.graph,
         )
     finally:
         progress.close()
-    networks.save_weights(network, options.out / f"{name}.npz")
-    write_csv(options.out / f"{name}.csv", history)
-    plot_history(options.out / f"{name}.png", name, settings.temperature, history)
+    weights.save_weights(network, folder / f"{name}.npz")
+    write_csv(folder / f"{name}.csv", history)
+    plot_history(folder / f"{name}.png", name, recipe.temperature, history)
     return network, history
 
 
-def find_weights(options, name=None):
-    """The weight file of the network `name`, by default that of --weights FILE or --network NAME: in the results
-    folder, else the committed one.
-
-    Raises UsageError where there is none.
-    """
-    if name is None and options.weights is not None:
-        return options.weights
-    name = name or options.network
-    folders = [options.out, RESULTS / options.dataset]
-    for folder in folders:
-        if (folder / f"{name}.npz").exists():
-            return folder / f"{name}.npz"
+def find_weights(name, dataset, folder):
+    """The weight file of one of the NETWORKS, trained on the data set of that name: in the folder, else the committed
+    one. Raises UsageError where there is none."""
+    folders = [folder, RESULTS / dataset]
+    for place in folders:
+        if (place / f"{name}.npz").exists():
+            return place / f"{name}.npz"
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
-        f"python -m experiments.train --dataset {options.dataset} --network {name}"
-        f"{'' if options.out == default_folder(options.dataset) else f' --out {options.out}'}, or name --weights FILE"
+        f"python -m experiments.train --dataset {dataset} --network {name}"
+        f"{'' if folder == default_folder(dataset) else f' --out {folder}'}, or name --weights FILE"
     )
 
 
-def load_network(path, options, dtype=np.float32):
-    """The paper's network with the weights of a file, on the device of the options, with their tie rule."""
-    network = networks.paper_cnn(ties=options.ties, dtype=dtype).to(options.device)
-    return networks.load_weights(network, path)
+def chosen_weights(options):
+    """The weight file of the options that network_arguments adds. Raises UsageError where there is none."""
+    return options.weights or find_weights(options.network, options.dataset, options.out)
 
 
-def network_device(network):
-    """Name of the backend where the network's parameters are."""
-    return backend.of(next(iter(network.parameters().values())).data).name
+def load_network(path, device="cpu", ties="all", dtype=np.float32):
+    """The paper's network with the weights of a file. ties: of its max-pools, as the author's Theano by default."""
+    return weights.load_weights(paper_cnn(ties=ties, dtype=dtype).to(device), path)
+
+
+def network_key(network):
+    """What tells one paper_cnn from another, as plain values: for the key of a Store."""
+    return {
+        "weights": digest(*weights.get_weights(network).values()),
+        "ties": pool_ties(network),
+        "dtype": str(network.dtype),
+        "device": network.device,
+    }
 
 
 def digest(*arrays):
@@ -382,7 +413,7 @@ def digest(*arrays):
 @functools.cache
 def digest_of_sources(*others):
     """A short hash of the sources of minicnn and its kernels, and of other files."""
-    sources = [*Path(minicnn.__file__).parent.glob("*.py"), *cuda.kernel_folder().glob("*.cu*")]
+    sources = [*Path(minicnn.__file__).parent.rglob("*.py"), *cuda.kernel_folder().glob("*.cu*")]
     return digest(*(np.frombuffer(Path(path).read_bytes(), np.uint8) for path in [*sorted(sources), *others]))
 
 
@@ -401,16 +432,16 @@ class Store:
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
         if path.exists():
             try:
-                return networks.load_npz(path)
-            except networks.WeightsError:
+                return weights.load_npz(path)
+            except weights.WeightsError:
                 path.unlink()
         part = compute()
-        networks.save_npz(path, part)
+        weights.save_npz(path, part)
         return part
 
 
-def setting(options, arithmetic):
-    """The attacks.Setting of the options."""
+def setting(options, arithmetic="scaled"):
+    """The attacks.Setting of the options that attack_arguments adds."""
     return attacks.Setting(
         arithmetic=arithmetic,
         T=options.attack_temperature,
@@ -422,19 +453,17 @@ def setting(options, arithmetic):
 
 
 def attack(network, images, labels, algorithm, setting, store, label="", part=500):
-    """attacks.attack in parts of `part` images that are kept in the store. Returns the AttackResult of all."""
-    weights = digest(*networks.get_weights(network).values())
-    pool_ties = [layer.ties for layer in network.layers.values() if hasattr(layer, "ties")]
-    progress = Progress(f"{label}Algorithm {algorithm}, {setting.arithmetic}", len(images))
+    """attacks.attack in parts of `part` images that are kept in the store. Returns the AttackResult of all.
+
+    network: a paper_cnn. algorithm: a key of attacks.ALGORITHMS or an Algorithm. label: what the progress begins with.
+    """
+    name = algorithm if isinstance(algorithm, str) else f"of {algorithm.score}s"
+    progress = Progress(f"{label}Algorithm {name}, {setting.arithmetic}", len(images))
     parts = []
     for start in range(0, len(images), part):
         x, y = images[start : start + part], labels[start : start + part]
-        key = {
-            "weights": weights,
-            "ties": pool_ties,
-            "dtype": str(next(iter(network.parameters().values())).dtype),
-            "device": network_device(network),
-            "algorithm": algorithm,
+        key = network_key(network) | {
+            "algorithm": algorithm if isinstance(algorithm, str) else vars(algorithm),
             "setting": vars(setting),
             "images": digest(x, y),
         }
@@ -542,20 +571,20 @@ def save_figure(path, fig):
 def plot_history(path, name, T, history):
     """Loss, accuracy and time of every epoch as a picture."""
     fig, ((loss, accuracy, seconds),) = figure(1, 3)
-    epochs = [row["epoch"] for row in history]
-    loss.plot(epochs, [row["train_loss"] for row in history], label=f"training, T = {T:g}, dropout")
+    columns = {key: np.array([row[key] for row in history]) for key in history[0]}
+    epochs = columns["epoch"]
+    loss.plot(epochs, columns["train_loss"], label=f"training, T = {T:g}, dropout")
     for kind in ("validation", "test"):
-        if f"{kind}_loss" in history[0]:
-            loss.plot(epochs, [row[f"{kind}_loss"] for row in history], label=f"{kind}, T = 1")
-            accuracy.plot(epochs, [100 * (1 - row[f"{kind}_accuracy"]) for row in history], label=kind)
-    seconds.plot(epochs, [row["seconds"] for row in history])
+        if f"{kind}_loss" in columns:
+            loss.plot(epochs, columns[f"{kind}_loss"], label=f"{kind}, T = 1")
+            accuracy.plot(epochs, 100 * (1 - columns[f"{kind}_accuracy"]), label=kind)
+    seconds.plot(epochs, columns["seconds"])
+    seconds.set_ylim(bottom=0)
     for axes, title in (loss, "loss (nats)"), (accuracy, "error (%)"), (seconds, "seconds an epoch"):
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
-    loss.set_yscale("log")
-    accuracy.set_yscale("log")
-    seconds.set_ylim(bottom=0)
-    loss.legend(fontsize=8)
-    accuracy.legend(fontsize=8)
+    for axes in (loss, accuracy):
+        axes.set_yscale("log")
+        axes.legend(fontsize=8)
     fig.suptitle(f"{name}: test accuracy {history[-1]['test_accuracy']:.2%} after {len(history)} epochs")
     save_figure(path, fig)

@@ -1,674 +1,620 @@
 """Why temperature seemed to work: is it robustness, or does float32 hide the gradient (gradient masking)?
 
-Seven parts, each a function from networks, images and options to plain numbers:
-
-    arithmetics        the same weights under plain float32, plain float64, scaled float32, and the loss at z / T
-    control            the last layer times s: the same decisions, another scale of the logits
-    gradient_budget    the size of the gradient split into 1/T, Jacobian and saturation, beside the paper's 10^10
-    two_by_two_by_two  {training T} x {distilled or not} x {T of the attacked loss}
-    success_by_pixels  success against moved pixels, up to all, beside random moves and transfer from `standard`
-    verdict            the published signs of gradient masking, pass or fail
-    cost               passes counted per algorithm, beside the paper's O(N), O(N + M), O(N^2)
-
 Networks come from the results folder, are trained where they are missing, or are named with --weights. Attacks take
 the first 100 digits or 300 images of MNIST and gradient_budget all test images, unless --images says otherwise. Every
 attack is kept in DIR/parts: a run that was stopped goes on from there. Writes masking.json, masking_budget.csv and PNG
-figures.
+figures. The parts:
 """
 
 import argparse
 import dataclasses
-import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments import common, masking_show
-from minicnn import attacks, networks, training
-from minicnn.layers import MaxPool2D
-from minicnn.saliency import saliency_maps
+from experiments import common
+from minicnn import training
+from minicnn.paper import attacks, masking
+from minicnn.paper.networks import NETWORKS, PAPER_NETWORKS, rescaled
+from minicnn.paper.saliency import ARITHMETICS, saliency_maps
+from minicnn.paper.statistics import Rate
 
 SCALES = (1, 2, 5, 10, 15, 20, 50)
-PAPER_LOG10_RATIO = -10.0  # abstract: the gradient falls "by a factor of 10^10 at T = 20"
-
-# The networks of the 2 x 2 x 2 table: (trained at temperature, on a teacher's labels).
-TABLE = {
-    "standard": (False, False),
-    "standard-distilled": (False, True),
-    "temperature": (True, False),
-    "distilled": (True, True),
-}
-PAPER_NETWORKS = ("standard", "temperature", "distilled")
-
 ATTACKED = {"digits": 100, "mnist": 300}  # images of the parts that attack
 COST_IMAGES = 2
-
-# The attack behind the verdict, and the same with its map computed again after every move.
-ONE_STEP = "3"
-ITERATIVE = dataclasses.replace(attacks.ALGORITHMS[ONE_STEP], refresh=True)
-
-# Passes of an algorithm as printed, for N pixels and M moves: forward, backward, and what the paper says they are.
-COSTS = {
-    "1": (lambda N, M: M + 1, 1, "O(N)"),
-    "2": (lambda N, M: 2 * N + 1 + M, 0, "O(N + M)"),
-    "3": (lambda N, M: M + 1, 1, "O(N)"),
-    "4": (lambda N, M: M * (2 * N + 2), 0, "O(N^2)"),
+MOVES_SHOWN = (1, 10, 30, 100, 300)
+COLORS = {"standard": "tab:blue", "temperature": "tab:orange", "distilled": "tab:green"}
+CURVES = {
+    "algorithm_1_scaled": ("Algorithm 1, scaled", "tab:blue", "-"),
+    "algorithm_3_scaled": ("Algorithm 3, scaled", "tab:cyan", "-"),
+    "algorithm_1_plain": ("Algorithm 1, plain", "tab:red", "-"),
+    "algorithm_3_plain": ("Algorithm 3, plain", "tab:orange", "-"),
+    "transfer": ("Algorithm 3's moves on standard", "tab:green", "--"),
+    "random": ("random moves", "0.4", ":"),
 }
 
 
-# What the parts share
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a part is told.
 
-
-def rescaled(network, scale=1.0, dtype=None, ties=None):
-    """A copy of a paper_cnn with logits `scale` times as large (dense3's weights and biases); dtype and tie rule are
-    its own unless others are given."""
-    first = next(iter(network.parameters().values()))
-    ties = ties or next(layer.ties for layer in network.layers.values() if isinstance(layer, MaxPool2D))
-    weights = networks.get_weights(network)
-    for name in ("dense3_W", "dense3_b"):
-        weights[name] = weights[name] * weights[name].dtype.type(scale)
-    copy = networks.paper_cnn(ties=ties, dtype=dtype or first.dtype).to(common.network_device(network))
-    return networks.set_weights(copy, weights)
-
-
-def _kept(options, network, images, labels, what, compute):
-    """The arrays of compute(), from the store where they are there; `what` says, beside network and images, which."""
-    key = {
-        "masking": what,
-        "weights": common.digest(*networks.get_weights(network).values()),
-        "device": common.network_device(network),
-        "ties": [layer.ties for layer in network.layers.values() if isinstance(layer, MaxPool2D)],
-        "images": common.digest(images, labels),
-        "code": common.digest_of_sources(__file__),
-    }
-    return common.Store(options.out / "parts").get(key, compute)
-
-
-def _attack(network, images, labels, algorithm, setting, options):
-    return common.attack(network, images, labels, algorithm, setting, common.Store(options.out / "parts"))
-
-
-def painted_raster_order(images, result, algorithm, setting):
-    """Failed attacks that did no more than paint the image from its first pixel on, (N,) bool.
-
-    A map of zeros has no largest entry: Algorithm 1 then raises, Algorithm 3 lowers, the first `limit` pixels in raster
-    order. images (N, 1, H, W) are those attacked, in `result` is what was left of them.
+    setting: of the attacks, its arithmetic ignored; trained_T: the temperature that `temperature` and `distilled` were
+    trained at; seed: of random moves; count: how many test images, None for the part's default; store: keeps attacks.
     """
-    value = setting.minimum if attacks.ALGORITHMS[algorithm].lowers else setting.maximum
-    before, after = images.reshape(len(images), -1), result.adversarial.reshape(len(images), -1)
-    counted = before != value if setting.skip_unchanged else np.ones(before.shape, bool)
-    painted = np.where(np.cumsum(counted, axis=1) <= setting.limit, before.dtype.type(value), before)
-    seen = result.zero_scores | (before != after).any(axis=1)
-    return result.attacked & ~result.succeeded & seen & (after == painted).all(axis=1)
+
+    setting: attacks.Setting
+    trained_T: float
+    seed: int
+    count: int | None
+    store: common.Store
+
+    def sample(self, dataset):
+        """The first test images and their labels, as many as are attacked."""
+        count = self.count or ATTACKED[dataset.name]
+        return dataset.test_images[:count], dataset.test_labels[:count]
+
+    def attack(self, network, sample, algorithm, label="", **changes):
+        """The AttackResult on a sample (images, labels), in the setting with changes: computed, or from the store."""
+        setting = dataclasses.replace(self.setting, **changes)
+        return common.attack(network, *sample, algorithm, setting, self.store, label)
+
+    def outcome(self, network, sample, algorithm, **changes):
+        """masking.outcome of such an attack."""
+        result = self.attack(network, sample, algorithm, **changes)
+        return masking.outcome(sample[0], result, algorithm, dataclasses.replace(self.setting, **changes))
+
+    def outcomes(self, network, sample, **changes):
+        """Of Algorithm 1 in both arithmetics: arithmetic -> outcome."""
+        return {a: self.outcome(network, sample, "1", arithmetic=a, **changes) for a in ARITHMETICS}
 
 
-def outcome(network, images, labels, algorithm, setting, options):
-    """Run an attack (or take it from the store): attacks.summary, and how its failures came about."""
-    result = _attack(network, images, labels, algorithm, setting, options)
-    failed = result.attacked & ~result.succeeded
-    return attacks.summary(result) | {
-        "failed": int(failed.sum()),
-        "failed_with_a_map_of_zeros": int((failed & result.zero_scores).sum()),
-        "failed_painting_raster_order": int(painted_raster_order(images, result, algorithm, setting).sum()),
-    }
+class Part(NamedTuple):
+    """One question of the study.
+
+    needs: the networks that it asks for. measure(trained, dataset, study) -> figures: name -> network to a dict or list
+    of plain numbers. describe(figures) -> text. draw(path, figures) writes its picture; None where it has none.
+    """
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    measure: Callable
+    describe: Callable
+    draw: Callable | None
 
 
-# The parts. images (N, 1, H, W) and labels (N,) are host arrays; options are those of this module's command line.
+PARTS = {}
 
 
-def arithmetics(network, images, labels, options):
-    """Algorithms 1 and 3 on the same weights, their map computed four ways: algorithm -> variant -> outcome."""
-    plain, scaled = common.setting(options, "plain"), common.setting(options, "scaled")
-    variants = {
-        "plain_float32": (network, plain),
-        "plain_float64": (rescaled(network, dtype=np.float64), plain),
-        "scaled_float32": (network, scaled),
-        "plain_float32_at_T": (network, dataclasses.replace(plain, T=options.temperature)),
-    }
-    return {
-        algorithm: {
-            name: outcome(attacked, images, labels, algorithm, setting, options)
-            for name, (attacked, setting) in variants.items()
+def part(title, describe, draw=None, needs=PAPER_NETWORKS):
+    """Make a function, measure, the next of the PARTS."""
+
+    def add(measure):
+        PARTS[measure.__name__] = Part(measure.__name__, title, tuple(needs), measure, describe, draw)
+        return measure
+
+    return add
+
+
+def paper_networks(trained):
+    """Those of the paper's three networks that are in name -> network."""
+    return {name: trained[name] for name in PAPER_NETWORKS if name in trained}
+
+
+def table(rows):
+    """Rows, dicts column -> cell with the same columns, as lines of text. Floats, all exponents, are shown signed."""
+    rows = list(rows)
+    show = {float: "{:+.2f}".format, int: "{:,}".format, type(None): lambda _: "none", str: str}
+    cells = [[show[type(cell)](cell) for cell in row] for row in (rows[0], *(row.values() for row in rows))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+    return "\n".join(["  " + line.rstrip() for line in lines])
+
+
+def success(outcome):
+    """The success rate of an outcome with its 95 % interval, as text."""
+    low, high = outcome["success_interval"]
+    return f"{outcome['success_rate']:6.1%} ({low:.1%} to {high:.1%})"
+
+
+def successes(row):
+    """The columns of Study.outcomes."""
+    zeros = f"{row['plain']['zero_score_share']:.1%}"
+    return {"plain": success(row["plain"]), "scaled": success(row["scaled"]), "zero maps, plain": zeros}
+
+
+def rates(outcomes):
+    """Success rates in percent and the bounds of their 95 % intervals, three arrays."""
+    return 100 * np.array([(o["success_rate"], *o["success_interval"]) for o in outcomes]).T
+
+
+def describe_arithmetics(figures):
+    return table(
+        {
+            "": f"{network}, Algorithm {algorithm}, {variant.replace('_', ' ')}",
+            "success": success(found),
+            "zero maps": f"{found['zero_score_share']:.1%}",
+            "failed": found["failed"],
+            "of these zero map": found["failed_with_a_map_of_zeros"],
+            "painted in raster order": found["failed_painting_raster_order"],
         }
-        for algorithm in ("1", "3")
-    }
+        for network, algorithms in figures.items()
+        for algorithm, variants in algorithms.items()
+        for variant, found in variants.items()
+    )
 
 
-def control(network, images, labels, options, tested=None):
-    """Algorithm 1 on the network with logits s times as large, one row per s.
+def draw_arithmetics(path, figures):
+    """Success, and below it the failures that only painted in raster order, in the four arithmetics."""
+    fig, axes = common.figure(2, 2, width=4.6, height=2.6)
+    width = 0.8 / len(figures)
+    for (top, bottom), algorithm in zip(axes.T, ("1", "3"), strict=True):
+        for i, (network, algorithms) in enumerate(figures.items()):
+            outcomes = algorithms[algorithm].values()
+            at = np.arange(len(outcomes)) + (i - (len(figures) - 1) / 2) * width
+            rate, low, high = rates(outcomes)
+            spread = np.maximum([rate - low, high - rate], 0)
+            style = {"width": width, "color": COLORS[network], "label": network}
+            top.bar(at, rate, yerr=spread, capsize=2, error_kw={"lw": 1, "ecolor": "0.2"}, **style)
+            bottom.bar(at, [100 * o["failed_painting_raster_order"] / o["attacked"] for o in outcomes], **style)
+        top.set(title=f"Algorithm {algorithm}", ylabel="success (% of attacked)")
+        bottom.set(ylabel="painted in raster order\n(% of attacked)")
+        for panel in top, bottom:
+            ticks = [variant.replace("_", " ").replace(" at", "\nat") for variant in algorithms[algorithm]]
+            panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
+            panel.set_ylim(0, 104)
+            panel.grid(axis="y", alpha=0.3)
+    axes[1, 0].legend(fontsize=8, title="network", title_fontsize=8)
+    fig.suptitle("The same weights, the gradient computed four ways (whiskers: 95 % intervals)", fontsize=11)
+    common.save_figure(path, fig)
+
+
+@part("1. The same weights, the map computed four ways", describe_arithmetics, draw_arithmetics)
+def arithmetics(trained, dataset, study):
+    """Algorithms 1 and 3 on the same weights: network -> algorithm -> variant of the map's arithmetic -> outcome."""
+    figures, sample = {}, study.sample(dataset)
+    for name, network in paper_networks(trained).items():
+        figures[name] = {}
+        exact = rescaled(network, dtype=np.float64)
+        for algorithm in ("1", "3"):
+            figures[name][algorithm] = {
+                "plain_float32": study.outcome(network, sample, algorithm, arithmetic="plain"),
+                "plain_float64": study.outcome(exact, sample, algorithm, arithmetic="plain"),
+                "scaled_float32": study.outcome(network, sample, algorithm, arithmetic="scaled"),
+                "plain_float32_at_T": study.outcome(network, sample, algorithm, arithmetic="plain", T=study.trained_T),
+            }
+    return figures
+
+
+def describe_control(figures):
+    return table(
+        {
+            "dense3 times": f"s = {row['s']}",
+            "decisions that differ": f"{row['decisions_that_differ']} of {row['decisions_compared']}",
+            **successes(row),
+        }
+        for row in figures
+    )
+
+
+def draw_control(path, figures):
+    """Success against s, plain and scaled, and the maps of zeros that explain it."""
+    fig, ((panel,),) = common.figure(width=6.4, height=3.8)
+    scales = [row["s"] for row in figures]
+    for arithmetic, color in ("scaled", "tab:blue"), ("plain", "tab:red"):
+        rate, low, high = rates([row[arithmetic] for row in figures])
+        panel.fill_between(scales, low, high, color=color, alpha=0.15, lw=0)
+        panel.plot(scales, rate, "o-", color=color, label=f"Algorithm 1 succeeds, {arithmetic} float32")
+    zeros = [100 * row["plain"]["zero_score_share"] for row in figures]
+    panel.plot(scales, zeros, "s--", color="0.45", label="maps of zeros, plain float32")
+    panel.set_xscale("log")
+    panel.set_xticks(scales, [str(s) for s in scales])
+    panel.minorticks_off()
+    panel.set(xlabel="s: factor on the last layer's weights and biases", ylabel="% of attacked images", ylim=(0, 100))
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8, loc="center right")
+    differ, compared = max(row["decisions_that_differ"] for row in figures), figures[0]["decisions_compared"]
+    changes = f"at most {differ}" if differ else "none"
+    panel.set_title(f"`standard`, its logits times s: {changes} of {compared} decisions change", fontsize=10)
+    common.save_figure(path, fig)
+
+
+@part("2. Control: `standard` with its logits times s, Algorithm 1", describe_control, draw_control, ["standard"])
+def control(trained, dataset, study):
+    """Algorithm 1 on `standard` with logits s times as large, one row per s.
 
     Multiplying all logits by s > 0 changes no decision and, in exact arithmetic, hardly the map's order; what changes
-    is where float32 ends. `tested`: images on which decisions are compared, default `images`. closest_call: among the
-    decisions that differ, the largest gap between first and second logit at s = 1 relative to the first, None for none;
-    a tie to rounding is near 1e-7.
+    is where float32 ends. Decisions are compared on all test images.
     """
-    tested = images if tested is None else tested
-    logits = networks.predict(network, tested)
-    rows = []
+    network, sample, rows = trained["standard"], study.sample(dataset), []
+    logits = training.predict(network, dataset.test_images)
     for s in SCALES:
         copy = rescaled(network, s)
-        differ = networks.predict(copy, tested).argmax(axis=1) != logits.argmax(axis=1)
-        second, first = np.sort(logits[differ], axis=1)[:, -2:].T
-        rows.append(
-            {
-                "s": s,
-                "decisions_compared": len(tested),
-                "decisions_that_differ": int(differ.sum()),
-                "closest_call": float(((first - second) / np.abs(first)).max()) if differ.any() else None,
-            }
-            | {
-                arithmetic: outcome(copy, images, labels, "1", common.setting(options, arithmetic), options)
-                for arithmetic in ("plain", "scaled")
-            }
-        )
+        decisions = masking.changed_decisions(logits, training.predict(copy, dataset.test_images))
+        rows.append({"s": s} | decisions | study.outcomes(copy, sample))
     return rows
 
 
-def map_sizes(network, images, labels, T, options):
-    """log10 of the size of each image's map and its three terms, a dict of arrays (N,).
+def budget(network, reference, images, labels, *, T, reference_T, trained_T, store):
+    """masking.gradient_budget of a network attacked at T beside the reference attacked at reference_T, with its
+    prediction where both are 1, and masking.measured_in_float64 as "measured". The store keeps the sizes of the maps.
 
-    The size is max |dL/dpixel|. With a the adjoint of scaled arithmetic, the map is (1 / T) (1 - p_k) J^T a, so
-
-        log10 size = temperature + saturation + jacobian = -log10 T + log10(1 - p_k) + log10 max |J^T a|
-
-    plain_size: log10 of what plain float32 sees, -inf for a map of zeros. logits: (N, K).
+    Raises UsageError where no image is classified correctly by both.
     """
 
-    def compute():
-        found = saliency_maps(network, images, labels, T, "scaled")
-        return {
-            "temperature": np.full(len(images), -math.log10(T)),
-            "saturation": found.log10_scale.astype(np.float64) + math.log10(T),
-            "jacobian": np.log10(np.abs(found.maps).max(axis=(1, 2)).astype(np.float64)),
-            "size": found.log10_size(),
-            "plain_size": saliency_maps(network, images, labels, T, "plain").log10_size(),
-            "logits": found.logits,
-        }
+    def sizes(network, T):
+        key = common.network_key(network) | {"map_sizes": T, "images": common.digest(images, labels)}
+        return store.get(key, lambda: masking.map_sizes(network, images, labels, T))
 
-    return _kept(options, network, images, labels, {"map_sizes": T}, compute)
-
-
-def median_interval(values):
-    """A 95 % interval of the median, from the order of the values alone (Conover 1999, section 3.2): (low, high)."""
-    ordered, n = np.sort(values), len(values)
-    reach = 1.959963984540054 * math.sqrt(n) / 2
-    return float(ordered[max(0, math.floor(n / 2 - reach))]), float(ordered[min(n - 1, math.ceil(n / 2 + reach))])
-
-
-def log10_mean(exponents):
-    """log10 of the mean of 10^exponents, which may be far below the smallest float; -inf where all are."""
-    largest = np.max(exponents)
-    return float(largest + np.log10(np.mean(10.0 ** (exponents - largest)))) if np.isfinite(largest) else -math.inf
-
-
-def _correlation(a, b):
-    """Pearson's, or None where one of the two does not vary."""
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else None
-
-
-def _difference(a, b):
-    """a - b of two exponents, or None where both are those of zeros."""
-    return None if a == b == -math.inf else float(a - b)
-
-
-def log10_predicted(logits, labels, T):
-    """log10 of T exp(-(T - 1) m), m the margin u_k - max_{j != k} u_j of u = z / T, z the T-trained network's logits.
-
-    What the gradient is expected to be at test (T = 1), relative to that of a T = 1 network whose logits were u.
-    """
-    rows = np.arange(len(logits))
-    others = logits.astype(np.float64)
-    others[rows, labels] = -np.inf
-    m = (logits[rows, labels] - others.max(axis=1)) / T
-    return math.log10(T) - (T - 1) * m / math.log(10)
-
-
-def gradient_budget(network, reference, images, labels, options, T=None):
-    """By how much `network`'s gradient is smaller than `reference`'s, image by image, and what makes it smaller.
-
-    network is attacked at T (default: the attack temperature), reference at the attack temperature, both on the images
-    that both classify correctly. All ratios are log10(size on network / size on reference), sizes as in map_sizes.
-    terms: mean of each term's difference; they sum to mean_of_log10. by_image: the arrays that all of it is from.
-    measured: against plain float64 maps, on the images where those have digits (1 - p_k above 10^-8 in both).
-    prediction: T_training exp(-(T_training - 1) m) against the same network's loss at z / T_training, and `reference`.
-    Raises UsageError where no image is left.
-    """
-    base = options.attack_temperature
-    T = base if T is None else T
-    ours, theirs = (map_sizes(n, images, labels, t, options) for n, t in ((network, T), (reference, base)))
-    both = (ours["logits"].argmax(axis=1) == labels) & (theirs["logits"].argmax(axis=1) == labels)
-    difference = {name: (ours[name] - theirs[name])[both] for name in ("size", "temperature", "saturation", "jacobian")}
-    if not both.any():
+    ours, theirs = sizes(network, T), sizes(reference, reference_T)
+    if not masking.both_correct(ours, theirs, labels).any():
         raise common.UsageError(
-            f"gradients cannot be compared: of {len(images)} images both networks see none correctly"
+            f"gradients cannot be compared: of {len(images)} images both networks classify none correctly"
         )
-    ratio = difference["size"]
-    with np.errstate(invalid="ignore"):
-        seen = (ours["plain_size"] - theirs["plain_size"])[both]
-    seen = seen[np.isfinite(seen)]
-    figures = {
-        "T": T,
-        "reference_T": base,
-        "images": int(both.sum()),
-        "terms": {name: float(difference[name].mean()) for name in ("temperature", "jacobian", "saturation")},
-        "largest_residual": float(np.abs(ratio - sum(v for k, v in difference.items() if k != "size")).max()),
-        "mean_of_log10": float(ratio.mean()),
-        "median": float(np.median(ratio)),
-        "median_interval": median_interval(ratio),
-        "log10_of_mean": log10_mean(ratio),
-        "log10_of_ratio_of_means": log10_mean(ours["size"][both]) - log10_mean(theirs["size"][both]),
-        "quantiles": {str(q): float(np.quantile(ratio, q / 100)) for q in (0, 5, 25, 50, 75, 95, 100)},
-        "share_smaller_than_the_paper_says": float((ratio < PAPER_LOG10_RATIO).mean()),
-        "plain": {
-            "zero_share": float((ours["plain_size"][both] == -np.inf).mean()),
-            "reference_zero_share": float((theirs["plain_size"][both] == -np.inf).mean()),
-            "log10_of_ratio_of_means": _difference(
-                log10_mean(ours["plain_size"][both]), log10_mean(theirs["plain_size"][both])
-            ),
-            "median": _difference(np.median(ours["plain_size"][both]), np.median(theirs["plain_size"][both])),
-            "median_where_not_zero": float(np.median(seen)) if len(seen) else None,
-        },
-        "measured": _measured_in_float64(network, reference, images, labels, T, base, both, ours, theirs),
-        "by_image": {"image": np.flatnonzero(both), "ratio": ratio}
-        | {name: difference[name] for name in ("temperature", "jacobian", "saturation")},
-    }
-    if T == 1 and base == 1:
-        trained_T = options.temperature
-        predicted = log10_predicted(ours["logits"], labels, trained_T)[both]
-        at_T = map_sizes(network, images, labels, trained_T, options)
-        same = (ours["size"] - at_T["size"])[both]
-        figures["by_image"] |= {"predicted": predicted, "same_network": same}
-        figures["prediction"] = {
-            "T": trained_T,
-            "median": float(np.median(predicted)),
-            "same_network_median": float(np.median(same)),
-            "same_network_median_difference": float(np.median(np.abs(same - predicted))),
-            "same_network_largest_difference": float(np.abs(same - predicted).max()),
-            "reference_median_difference": float(np.median(np.abs(ratio - predicted))),
-            "reference_correlation": _correlation(ratio, predicted),
+    at_trained_T = sizes(network, trained_T) if T == reference_T == 1 else None
+    figures = masking.gradient_budget(ours, theirs, labels, at_trained_T)
+    return figures | {"measured": masking.measured_in_float64(network, reference, images, labels, ours, theirs)}
+
+
+def describe_budget(figures):
+    found = {f"{name} at T = {b['T']:g}": b for name, budgets in figures.items() for b in budgets.values()}
+    split = table(
+        {
+            "log10 of size / standard's": name,
+            "images": b["images"],
+            "1/T": b["terms"]["temperature"],
+            "+ Jacobian": b["terms"]["jacobian"],
+            "+ (1 - p_k)": b["terms"]["saturation"],
+            "= mean": b["mean_of_log10"],
+            "median": b["median"],
+            "5 %": b["quantiles"]["5"],
+            "95 %": b["quantiles"]["95"],
+            "mean ratio": b["log10_of_mean"],
+            "ratio of means": b["log10_of_ratio_of_means"],
+            "plain: zeros": f"{b['plain']['zero_share']:.1%}",
+            "plain: ratio of means": b["plain"]["log10_of_ratio_of_means"],
+            "plain: median of others": b["plain"]["median_where_not_zero"],
         }
-    return figures
+        for name, b in found.items()
+    )
+    return "\n".join([split, *(line for name, b in found.items() for line in _remarks(name, b))])
 
 
-def _measured_in_float64(network, reference, images, labels, T, base, both, ours, theirs):
-    """The ratio without the split: from plain maps in float64, on the images where p_k - 1 keeps its digits there."""
-    visible = both & (ours["saturation"] > -8) & (theirs["saturation"] > -8)
-    if not visible.any():
-        return {"images": 0, "median_difference": None, "largest_difference": None}
-    sizes = [
-        saliency_maps(rescaled(n, dtype=np.float64), images[visible], labels[visible], t, "plain").log10_size()
-        for n, t in ((network, T), (reference, base))
+def _remarks(name, found):
+    """Sentences on the paper's 10^10, and on how well the terms and the prediction hold."""
+    lines, measured = [], found["measured"]
+    if found["T"] == 1:
+        exponents = (found[statistic] for statistic in ("median", "log10_of_mean", "log10_of_ratio_of_means"))
+        median, mean, means = (f"10^{abs(x):.1f} {'smaller' if x < 0 else 'larger'}" for x in exponents)
+        lines.append(
+            f"the paper says 10^10 times smaller; the median image says {median}, the mean of the ratios {mean}, the "
+            f"ratio of the means {means}; {found['share_smaller_than_the_paper_says']:.1%} lost more than 10^10"
+        )
+    if measured["images"]:
+        lines.append(
+            f"where plain float64 has digits ({measured['images']} images), the terms add up to its ratio but for "
+            f"{measured['median_difference']:.1e} (median), {measured['largest_difference']:.1e} (largest)"
+        )
+    if expected := found.get("prediction"):
+        r = expected["reference_correlation"]
+        lines.append(
+            f"T exp(-(T - 1) m) predicts {expected['median']:+.2f} (median); measured "
+            f"{expected['same_network_median']:+.2f} beside its own gradient at T = {expected['T']:g} (median image "
+            f"off by {expected['same_network_median_difference']:.2f}), {found['median']:+.2f} beside standard's (off "
+            f"by {expected['reference_median_difference']:.2f}, correlation {'none' if r is None else f'{r:.2f}'})"
+        )
+    return [f"  {name}: {line}" for line in lines]
+
+
+def budget_rows(figures):
+    """A dict for every network, T and image: log10 of the ratio and its terms."""
+    terms = ("ratio", "temperature", "jacobian", "saturation")
+    return [
+        {"network": name, "T": found["T"], "image": int(found["by_image"]["image"][i])}
+        | {term: round(float(found["by_image"][term][i]), 5) for term in terms}
+        for name, budgets in figures.items()
+        for found in budgets.values()
+        for i in range(found["images"])
     ]
-    off = np.abs(sizes[0] - sizes[1] - (ours["size"] - theirs["size"])[visible])
+
+
+def draw_budget(path, figures):
+    """A row per network: distribution of the ratio, its terms image by image, predicted against measured. Beside the
+    picture masking_budget.csv, with a line per network, T and image."""
+    common.write_csv(path.with_name("masking_budget.csv"), budget_rows(figures))
+    fig, axes = common.figure(len(figures), 3, width=4.4, height=3.4)
+    for (network, budgets), (histogram, terms, prediction) in zip(figures.items(), axes, strict=True):
+        found = next(iter(budgets.values()))
+        by_image, color = found["by_image"], COLORS[network]
+        ratio = by_image["ratio"]
+        histogram.hist(ratio, bins=40, color=color, alpha=0.5)
+        histogram.axvline(masking.PAPER_LOG10_RATIO, color="k", label=f"the paper: {masking.PAPER_LOG10_RATIO:g}")
+        histogram.axvline(found["median"], color="tab:red", ls="--", label=f"median: {found['median']:.1f}")
+        mean, mean_ratio = found["mean_of_log10"], found["log10_of_mean"]
+        histogram.axvline(mean, color="tab:blue", ls="-.", label=f"mean of log10: {mean:.1f}")
+        histogram.axvline(mean_ratio, color="tab:purple", ls=":", label=f"log10 of mean ratio: {mean_ratio:.1f}")
+        title = f"{network}: plain float32 shows 0 for {found['plain']['zero_share']:.0%}"
+        histogram.set(xlabel="log10(gradient / standard's)", ylabel="test images", title=title)
+        order, at = np.argsort(ratio), np.arange(len(ratio))
+        for term, label, shade in ("saturation", "saturation, 1 - p", "purple"), ("jacobian", "Jacobian", "green"):
+            style = {"color": f"tab:{shade}", "label": f"{label}, mean {found['terms'][term]:+.1f}"}
+            terms.fill_between(at, 0, by_image[term][order], alpha=0.45, lw=0, **style)
+        terms.plot(at, ratio[order], "k", lw=1.2, label="sum: the ratio")
+        terms.axhline(masking.PAPER_LOG10_RATIO, color="k", lw=0.6)
+        title = f"what it is made of; 1/T: {found['terms']['temperature']:+.1f}"
+        terms.set(xlabel="test images, by their ratio", ylabel="contribution to log10", title=title)
+        if "prediction" in found:
+            predicted = by_image["predicted"]
+            prediction.axline((predicted.max(), predicted.max()), slope=1, color="0.6", lw=1)
+            prediction.plot(predicted, ratio, ".", ms=3, color="0.5", label="measured beside standard")
+            label = f"beside its own gradient at T = {found['prediction']['T']:g}"
+            prediction.plot(predicted, by_image["same_network"], ".", ms=3, color=color, label=label)
+            title = "predicted from the margin m"
+            prediction.set(xlabel="log10 of T exp(-(T - 1) m)", ylabel="log10, measured", title=title)
+        else:
+            prediction.axis("off")
+    for panel in axes.flat:
+        panel.title.set_fontsize(10)
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=7)
+    common.save_figure(path, fig)
+
+
+@part("3. The gradient budget: 1/T, Jacobian and saturation, beside the paper's 10^10", describe_budget, draw_budget)
+def gradient_budget(trained, dataset, study):
+    """The budget of `temperature` and `distilled` beside `standard`, attacked at the setting's T and at that of
+    training, on all test images unless the study says how many: network -> T -> figures."""
+    images, labels = dataset.test_images[: study.count], dataset.test_labels[: study.count]
+    networks = paper_networks(trained)
+    reference, T = networks.pop("standard"), study.setting.T
+    if not networks:
+        raise common.UsageError("gradient_budget compares with standard: name temperature or distilled beside it")
+    told = {"reference_T": T, "trained_T": study.trained_T, "store": study.store}
     return {
-        "images": int(visible.sum()),
-        "median_difference": float(np.median(off)),
-        "largest_difference": float(off.max()),
+        name: {
+            f"test_T_{t:g}": budget(network, reference, images, labels, T=t, **told)
+            for t in dict.fromkeys((T, study.trained_T))
+        }
+        for name, network in networks.items()
     }
 
 
-def two_by_two_by_two(trained, images, labels, options):
-    """Algorithm 1 on every network of TABLE that is in `trained` (name -> network), its loss at T = 1 and at T."""
-    rows = []
-    for name, (at_T, distilled) in TABLE.items():
-        if name not in trained:
-            continue
-        for test_T in (1.0, options.temperature):
-            settings = {
-                arithmetic: dataclasses.replace(common.setting(options, arithmetic), T=test_T)
-                for arithmetic in ("plain", "scaled")
-            }
-            rows.append(
-                {
-                    "network": name,
-                    "train_T": options.temperature if at_T else 1.0,
-                    "distilled": distilled,
-                    "test_T": test_T,
-                }
-                | {
-                    arithmetic: outcome(trained[name], images, labels, "1", setting, options)
-                    for arithmetic, setting in settings.items()
-                }
-            )
+def describe_two_by_two_by_two(figures):
+    return table(
+        {
+            "network": row["network"],
+            "trained at T": f"{row['train_T']:g}",
+            "distilled": "yes" if row["distilled"] else "no",
+            "attacked at T": f"{row['test_T']:g}",
+            **successes(row),
+        }
+        for row in figures
+    )
+
+
+@part("4. Training temperature, distillation, temperature of the attack", describe_two_by_two_by_two, needs=NETWORKS)
+def two_by_two_by_two(trained, dataset, study):
+    """Algorithm 1 on every network there is, its loss at T = 1 and at the T of training, in rows."""
+    rows, sample = [], study.sample(dataset)
+    for name in sorted(trained, key=lambda name: (NETWORKS[name].at_temperature, NETWORKS[name].teacher is not None)):
+        train_T = study.trained_T if NETWORKS[name].at_temperature else 1.0
+        for T in (1.0, study.trained_T):
+            row = {"network": name, "train_T": train_T, "distilled": NETWORKS[name].teacher is not None, "test_T": T}
+            rows.append(row | study.outcomes(trained[name], sample, T=T))
     return rows
 
 
-def move_in_order(network, images, labels, order, values, setting):
-    """Set pixels to values in an order found elsewhere, until the decision differs: an attack without maps of its own.
-
-    order (N, P): pixels in raster numbers, values (N, P): what each is set to. Returns attacked (N,), classified
-    correctly before, and moves (N,), how many it took, 0 where setting.limit were not enough.
-    """
-    moved = np.array(images, order="C")
-    pixels = moved.reshape(len(images), -1)
-    attacked = networks.predict(network, images).argmax(axis=1) == labels
-    moves = np.zeros(len(images), int)
-    active = np.flatnonzero(attacked)
-    for move in range(min(setting.limit, order.shape[1])):
-        if len(active) == 0:
-            break
-        chosen, value = order[active, move], values[active, move].astype(pixels.dtype)
-        changed = pixels[active, chosen] != value
-        pixels[active, chosen] = value
-        tried = active[changed]
-        if len(tried):
-            fell = networks.predict(network, moved[tried]).argmax(axis=1) != labels[tried]
-            moves[tried[fell]] = move + 1
-            active = active[moves[active] == 0]
-    return {"attacked": attacked, "moves": moves}
-
-
-def moves_of_algorithm_3(maps, images, setting):
-    """Order and values (N, P) of the moves that Algorithm 3 makes on saliency maps (N, P)."""
-    values, best = np.where(maps > 0, setting.maximum, setting.minimum), np.abs(maps)
-    if setting.skip_unchanged:
-        best = np.where(images.reshape(best.shape) == values.astype(images.dtype), -np.inf, best)
-    order = np.argsort(-best, axis=1, kind="stable")
-    return order, np.take_along_axis(values, order, axis=1)
-
-
-def _curve(attacked, moves, pixels):
-    """Of how many attacks, how many have succeeded after 0, 1, ... `pixels` moves; moves is 0 for a failed one."""
-    counts = np.bincount(moves[moves > 0], minlength=pixels + 1)
-    return {"attacked": int(attacked.sum()), "succeeded": np.cumsum(counts).tolist()}
-
-
-def success_by_pixels(network, reference, images, labels, options, pixels=None):
+def curves(network, reference, images, labels, study, pixels=None):
     """Successes after 0 to `pixels` moves, all of an image by default: name -> {attacked, succeeded: a list of counts}.
 
-    algorithm_1_plain, algorithm_1_scaled, algorithm_3_plain, algorithm_3_scaled: on the network itself. Beside them, to
-    be compared with Algorithm 3: random, pixels in an order drawn from the seed, each raised or lowered by a coin;
-    transfer, the moves of Algorithm 3 (scaled) on `reference`, which knows nothing of the network; absent where both
-    are the same. The decision is looked at after every move in all.
+    algorithm_A_ARITHMETIC: on the network itself. To be compared with Algorithm 3: random, its moves on a map of noise
+    from the seed; transfer, its moves on the scaled map of `reference`, absent where that is the network. The decision
+    is looked at after every move in all.
     """
     pixels = images[0].size if pixels is None else pixels
-    curves = {}
-    for algorithm in ("1", "3"):
-        for arithmetic in ("plain", "scaled"):
-            setting = dataclasses.replace(common.setting(options, arithmetic), limit=pixels)
-            result = _attack(network, images, labels, algorithm, setting, options)
-            moves = np.where(result.succeeded, result.moves, 0)
-            curves[f"algorithm_{algorithm}_{arithmetic}"] = _curve(result.attacked, moves, pixels)
-    setting = dataclasses.replace(common.setting(options, "scaled"), limit=pixels)
-    rng = np.random.default_rng(options.seed)
-    maps = {"random": lambda: rng.uniform(-1, 1, (len(images), images[0].size))}
-    if reference is not network:
-        maps["transfer"] = lambda: saliency_maps(reference, images, labels, setting.T).maps.reshape(len(images), -1)
-    for name, found_maps in maps.items():
-        source = options.seed if name == "random" else common.digest(*networks.get_weights(reference).values())
-
-        def compute(found_maps=found_maps):
-            order, values = moves_of_algorithm_3(found_maps(), images, setting)
-            return move_in_order(network, images, labels, order, values, setting)
-
-        found = _kept(options, network, images, labels, {name: source, "setting": vars(setting)}, compute)
-        curves[name] = _curve(found["attacked"], found["moves"], pixels)
-    return curves
-
-
-def iterated(network, images, labels, setting, options):
-    """ITERATIVE on the images: (succeeded, attacked)."""
-    progress = common.Progress(f"iterative, {setting.arithmetic}", setting.limit)
-
-    def compute():
-        attack = attacks.attack(
-            network, images, labels, ITERATIVE, setting, lambda move, limit, active: progress(move, f"({active} left)")
-        )
-        return vars(attack)
-
-    found = _kept(options, network, images, labels, {"attack": vars(ITERATIVE), "setting": vars(setting)}, compute)
-    progress.close()
-    return int(found["succeeded"].sum()), int(found["attacked"].sum())
-
-
-def verdict(network, reference, images, labels, options):
-    """The published signs of gradient masking, for plain and for scaled arithmetic: arithmetic -> judge()."""
-    curves = success_by_pixels(network, reference, images, labels, options)
-
-    def at(name, move):
-        return curves[name]["succeeded"][min(move, images[0].size)], curves[name]["attacked"]
-
     found = {}
-    for arithmetic in ("plain", "scaled"):
-        own = f"algorithm_{ONE_STEP}_{arithmetic}"
-        found[arithmetic] = judge(
-            one_step=at(own, options.limit),
-            iterative=iterated(network, images, labels, common.setting(options, arithmetic), options),
-            transfer=at("transfer", options.limit) if "transfer" in curves else None,
-            random=at("random", options.limit),
-            unbounded=at(own, images[0].size),
+    for name in (name for name in CURVES if name.startswith("algorithm")):
+        _, algorithm, arithmetic = name.split("_")
+        result = study.attack(network, (images, labels), algorithm, arithmetic=arithmetic, limit=pixels)
+        found[name] = masking.success_curve(result.attacked, np.where(result.succeeded, result.moves, 0), pixels)
+    setting = dataclasses.replace(study.setting, arithmetic="scaled", limit=pixels)
+
+    def follow(source, maps):
+        key = {"maps of": source, "setting": vars(setting), "images": common.digest(images, labels)}
+        moved = study.store.get(
+            common.network_key(network) | key, lambda: masking.follow_maps(network, images, labels, maps(), setting)
         )
+        return masking.success_curve(moved["attacked"], moved["moves"], pixels)
+
+    rng = np.random.default_rng(study.seed)
+    found["random"] = follow(study.seed, lambda: rng.uniform(-1, 1, images.shape))
+    if reference is not network:
+        source = common.network_key(reference)
+        found["transfer"] = follow(source, lambda: saliency_maps(reference, images, labels, setting.T).maps)
     return found
 
 
-def judge(one_step, iterative, transfer, random, unbounded):
-    """What pairs (succeeded, attacked) say of gradient masking, after Athalye, Carlini and Wagner (2018, section 3.1)
-    and Carlini et al. (2019, section 4).
-
-    Against a network whose gradients are useful an iterative attack beats one step, an attack with the gradient beats
-    transfer and random moves, and an unlimited budget always succeeds. Each is a check. It passes where the figures
-    show it: Wilson 95 % intervals apart, or nothing left to succeed on; otherwise it fails, and contradicts useful
-    gradients where the figures show the reverse. transfer may be None. All attacked counts are above 0. Their fifth
-    sign, success that does not grow with the budget, cannot occur where successes are counted cumulatively; and with
-    every pixel moved little of the digit is left, so that the check of an unlimited budget is easily passed.
-    """
-    checks = [
-        _above("iterative against one step", "iterative", iterative, "one step", one_step),
-        _above("white box against transfer", "white box", one_step, "transfer", transfer) if transfer else None,
-        _above("gradient against random moves", "gradient", one_step, "random moves", random),
-        {
-            "check": "unlimited budget",
-            "passed": unbounded[0] == unbounded[1],
-            "contradicts": unbounded[0] < unbounded[1],
-            "figures": {"every pixel": _rate(unbounded)},
-            "ground": f"every pixel may move: {_share(unbounded)}",
-        },
-    ]
-    checks = [check for check in checks if check]
-    failed = [check for check in checks if not check["passed"]]
-    against = [check["check"] for check in failed if check["contradicts"]]
-    success = f"Algorithm {ONE_STEP}'s success rate of {one_step[0] / one_step[1]:.1%}"
-    if against:
-        contradict = "contradicts" if len(against) == 1 else "contradict"
-        sentence = (
-            f"{len(against)} of {len(checks)} checks {contradict} useful gradients ({'; '.join(against)}): {success} "
-            "measures no robustness."
-        )
-    elif failed:
-        names = "; ".join(check["check"] for check in failed)
-        sentence = (
-            f"{len(failed)} of {len(checks)} checks show nothing on so few images ({names}): {success} is not shown to "
-            "measure robustness."
-        )
-    else:
-        sentence = f"All {len(checks)} checks pass: no sign of gradient masking behind {success}."
-    return {"checks": checks, "failed": len(failed), "sentence": sentence}
+def describe_pixels(figures):
+    rows = []
+    for network, found in figures.items():
+        for name, curve in found.items():
+            shares = [f"{count / curve['attacked']:.1%}" for count in curve["succeeded"]]
+            moves = [n for n in MOVES_SHOWN if n < len(shares) - 1] + [len(shares) - 1]
+            rows.append({"success after moves": f"{network}: {CURVES[name][0]}"} | {str(n): shares[n] for n in moves})
+    return table(rows)
 
 
-ENOUGH = 0.9  # where all attacks succeed, the lower bound of their rate that leaves nothing to be better at
+def draw_pixels(path, figures):
+    """Success against moved pixels, a panel per network."""
+    fig, (panels,) = common.figure(1, len(figures), width=4.4, height=3.6)
+    for panel, (network, found) in zip(panels, figures.items(), strict=True):
+        for name, (label, color, style) in CURVES.items():
+            if name in found:
+                rate = 100 * np.array(found[name]["succeeded"]) / found[name]["attacked"]
+                panel.plot(np.arange(len(rate)), rate, style, color=color, label=label)
+        panel.axvline(100, color="0.7", lw=1)
+        panel.set_xscale("symlog", linthresh=10)
+        ticks = [0, 5, 10, 30, 100, 300, len(rate) - 1]
+        panel.set_xticks(ticks, [str(t) for t in ticks], fontsize=8)
+        panel.minorticks_off()
+        panel.set(title=network, xlabel="moved pixels (line: the paper's 100)", ylim=(0, 101), xlim=(0, len(rate) - 1))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("success (% of attacked)")
+    panels[-1].legend(fontsize=7)
+    common.save_figure(path, fig)
 
 
-def _above(title, name, ours, other_name, others):
-    """The check that `ours` succeeds more often than `others`."""
-    (low, high), (other_low, other_high) = attacks.wilson_interval(*ours), attacks.wilson_interval(*others)
-    if low > other_high:
-        relation = "above"
-    elif high < other_low:
-        relation = "below"
-    elif ours[1] == ours[0] and low > ENOUGH:
-        relation = "as high as can be beside"
-    else:
-        relation = "not told apart from"
-    return {
-        "check": title,
-        "passed": relation in ("above", "as high as can be beside"),
-        "contradicts": relation == "below",
-        "figures": {name: _rate(ours), other_name: _rate(others)},
-        "ground": f"{name} {_share(ours)}, {relation} {other_name} {_share(others)}",
-    }
+@part("5. Success against moved pixels", describe_pixels, draw_pixels)
+def success_by_pixels(trained, dataset, study):
+    """The curves of each network, with `standard` as the reference: network -> name -> curve."""
+    sample = study.sample(dataset)
+    return {n: curves(network, trained["standard"], *sample, study) for n, network in paper_networks(trained).items()}
 
 
-def _rate(pair):
-    return {"succeeded": pair[0], "attacked": pair[1], "interval": attacks.wilson_interval(*pair)}
+def describe_verdict(figures):
+    lines = []
+    for network, found in figures.items():
+        for arithmetic, judged in found.items():
+            lines.append(f"  {network}, {arithmetic}: {judged['sentence']}")
+            for check in judged["checks"]:
+                lines.append(f"    {'pass' if check['passed'] else 'FAIL'}  {check['check']}: {check['ground']}")
+    return "\n".join(lines)
 
 
-def _share(pair):
-    low, high = attacks.wilson_interval(*pair)
-    return f"{pair[0]} of {pair[1]} ({low:.1%} to {high:.1%})"
-
-
-def cost(network, images, labels, options):
-    """Passes that each algorithm spends on an image, counted and at most: algorithm -> figures.
-
-    On the first COST_IMAGES that the network classifies correctly, in scaled arithmetic, which succeeds early. Not
-    counted: the pass that finds out whether a sample is classified correctly (Definition 1). A move that changes
-    nothing, such as lowering a black pixel, is known to change nothing and costs no pass: counted is less than at most.
-    """
-    right = np.flatnonzero(networks.predict(network, images).argmax(axis=1) == labels)[:COST_IMAGES]
-    setting = common.setting(options, "scaled")
-    N, M = images[0].size, options.limit
-    figures = {}
-    for algorithm, (forwards, backwards, claim) in COSTS.items():
-        found = attacks.summary(_attack(network, images[right], labels[right], algorithm, setting, options))
-        figures[algorithm] = {
-            "images": len(right),
-            "mean_moves": found["moves"] / len(right),
-            "forwards": found["forwards"] / len(right) - 1,
-            "backwards": found["backwards"] / len(right),
-            "forwards_at_most": forwards(N, M),
-            "backwards_at_most": backwards,
-            "paper": claim,
-        }
+@part("6. The published signs of gradient masking", describe_verdict)
+def verdict(trained, dataset, study):
+    """masking.judge of each network in plain and in scaled arithmetic: network -> arithmetic -> figures."""
+    figures, sample, limit = {}, study.sample(dataset), study.setting.limit
+    for name, found in success_by_pixels(trained, dataset, study).items():
+        figures[name] = {}
+        at_limit = {curve: _rate(points, limit) for curve, points in found.items()}
+        for arithmetic in ARITHMETICS:
+            own = f"algorithm_{masking.ONE_STEP}_{arithmetic}"
+            result = study.attack(trained[name], sample, masking.ITERATIVE, "iterative ", arithmetic=arithmetic)
+            figures[name][arithmetic] = masking.judge(
+                one_step=at_limit[own],
+                iterative=Rate(int(result.succeeded.sum()), int(result.attacked.sum())),
+                transfer=at_limit.get("transfer"),
+                random=at_limit["random"],
+                unbounded=_rate(found[own], sample[0][0].size),
+            )
     return figures
 
 
-# The command
+def _rate(curve, moves):
+    return Rate(curve["succeeded"][min(moves, len(curve["succeeded"]) - 1)], curve["attacked"])
 
 
-NEEDED = {"control": ("standard",), "cost": ("standard",), "two_by_two_by_two": tuple(TABLE)}  # others PAPER_NETWORKS
-PARTS = ("arithmetics", "control", "gradient_budget", "two_by_two_by_two", "success_by_pixels", "verdict", "cost")
-
-
-def run_part(part, trained, dataset, options):
-    """One of PARTS on name -> network and the first test images: the dict or list that its function returns, by network
-    where it is about one. Attacks take options.images or ATTACKED images, gradient_budget options.images or all.
-
-    Raises UsageError where one of the networks is right on no image: there is nothing to attack.
-    """
-    count = options.images or ATTACKED[options.dataset]
-    images, labels = dataset.test_images[:count], dataset.test_labels[:count]
-    for name, network in trained.items():
-        if not (networks.predict(network, images).argmax(axis=1) == labels).any():
-            raise common.UsageError(
-                f"{name} classifies none of the first {len(images)} test images correctly: train it"
-            )
-    standard = trained["standard"]
-    paper = {name: trained[name] for name in PAPER_NETWORKS if name in trained}
-    others = {name: network for name, network in paper.items() if name != "standard"}
-    if part == "arithmetics":
-        return {name: arithmetics(network, images, labels, options) for name, network in paper.items()}
-    if part == "control":
-        return control(standard, images, labels, options, dataset.test_images)
-    if part == "gradient_budget":
-        if not others:
-            raise common.UsageError("gradient_budget compares with standard: name temperature or distilled beside it")
-        every = dataset.test_images[: options.images], dataset.test_labels[: options.images]
-        return {
-            name: {
-                f"test_T_{T:g}": gradient_budget(network, standard, *every, options, T)
-                for T in dict.fromkeys((options.attack_temperature, options.temperature))
-            }
-            for name, network in others.items()
+def describe_cost(figures):
+    return table(
+        {
+            "per image": f"Algorithm {algorithm}",
+            "moves": f"{row['mean_moves']:.1f}",
+            "forward": f"{row['forwards']:,.1f}",
+            "backward": f"{row['backwards']:.1f}",
+            "forward at most": row["forwards_at_most"],
+            "backward at most": row["backwards_at_most"],
+            "the paper": row["paper"],
         }
-    if part == "two_by_two_by_two":
-        return two_by_two_by_two(trained, images, labels, options)
-    if part == "success_by_pixels":
-        return {name: success_by_pixels(network, standard, images, labels, options) for name, network in paper.items()}
-    if part == "verdict":
-        return {name: verdict(network, standard, images, labels, options) for name, network in paper.items()}
-    return cost(standard, images, labels, options)
+        for algorithm, row in figures.items()
+    )
 
 
-def study(parts, trained, dataset, options):
-    """Run, print and draw each part; yields (part, its figures) as it is done."""
-    for part in parts:
-        figures = run_part(part, trained, dataset, options)
-        masking_show.show(part, figures, options)
-        yield part, figures
+@part("7. Passes per image, counted and at most", describe_cost, needs=["standard"])
+def cost(trained, dataset, study):
+    """masking.cost of each algorithm on the first COST_IMAGES that `standard` classifies correctly, in scaled
+    arithmetic, which succeeds early: algorithm -> figures."""
+    images, labels = study.sample(dataset)
+    right = np.flatnonzero(training.correct(trained["standard"], images, labels))[:COST_IMAGES]
+    sample, limit = (images[right], labels[right]), study.setting.limit
+    results = {a: study.attack(trained["standard"], sample, a, arithmetic="scaled") for a in masking.COSTS}
+    return {algorithm: masking.cost(result, algorithm, limit) for algorithm, result in results.items()}
 
 
-def find_or_train(parts, options, dataset):
-    """Name -> network: those of TABLE that the parts need, found in the results folder or trained there."""
-    found, needed = {}, {name for part in parts for name in NEEDED.get(part, PAPER_NETWORKS)}
-    for name in (name for name in TABLE if name in needed):
+def section(name, figures, folder):
+    """What a report shows of a part: title, text, [(caption, path)] of the picture that study has drawn, if any."""
+    _, title, _, _, describe, draw = PARTS[name]
+    return title, describe(figures), [(title, folder / f"masking_{name}.png")] if draw else []
+
+
+def without_images(results):
+    """Results less the figures of every image, which masking_budget.csv holds."""
+    if not isinstance(results, dict):
+        return results
+    return {name: without_images(value) for name, value in results.items() if name != "by_image"}
+
+
+def study(parts, trained, dataset, study, folder):
+    """Measure, print and draw each of the parts, names of PARTS; yields (name, figures) as it is done.
+
+    trained: name -> network, `standard` among them. study: a Study. Raises UsageError where one of the networks is
+    right on no image: there is nothing to attack.
+    """
+    for name, network in trained.items():
+        right = training.correct(network, *study.sample(dataset))
+        if not right.any():
+            raise common.UsageError(f"{name} classifies none of the first {len(right)} test images correctly: train it")
+    for name in parts:
+        figures = PARTS[name].measure(trained, dataset, study)
+        title, text, pictures = section(name, figures, folder)
+        print(f"\n{title}\n{text}", flush=True)
+        for _, path in pictures:
+            PARTS[name].draw(path, figures)
+        yield name, figures
+
+
+def find_or_train(parts, dataset, protocol, folder, ties):
+    """Name -> network: those that the parts need, found in the folder or among the committed ones, or trained."""
+    needed, found = {name for part in parts for name in PARTS[part].needs}, {}
+    for name in (name for name in NETWORKS if name in needed):
         try:
-            path = common.find_weights(options, name)
+            path = common.find_weights(name, protocol.dataset, folder)
             print(f"{name}: {path}", flush=True)
         except common.UsageError:
-            path = options.out / f"{name}.npz"
-            print(f"{name}: to be trained, {common.recipe('distilled', options).epochs} epochs", flush=True)
-            if name in common.NETWORKS:
-                common.train(name, options, dataset)
-            else:
-                networks.save_weights(train_standard_distilled(found["standard"], options, dataset), path)
-        found[name] = common.load_network(path, options)
+            print(f"{name}: to be trained, {protocol.epochs} epochs", flush=True)
+            common.train(name, dataset, protocol, folder)
+            path = folder / f"{name}.npz"
+        found[name] = common.load_network(path, protocol.device, ties)
     return found
-
-
-def train_standard_distilled(teacher, options, dataset):
-    """The network that the paper has not: `distilled` with T = 1 throughout, on the labels of `standard`."""
-    name = "standard-distilled"
-    recipe = dataclasses.replace(common.recipe("distilled", options), temperature=1.0)
-    dropout = options.seed if options.teacher_dropout == "on" else None
-    labels = training.distilled_labels(teacher, dataset.train_images, recipe.temperature, dropout)
-    network = networks.paper_cnn(seed=options.seed).to(options.device)
-    progress = common.Progress(f"{name}, T = 1, epochs", recipe.epochs)
-    training.fit(
-        network,
-        dataset.train_images,
-        labels,
-        recipe,
-        {"test": (dataset.test_images, dataset.test_labels)},
-        checkpoint=options.out / f"{name}.checkpoint.npz",
-        on_epoch=lambda row: progress(row["epoch"], f"test {row['test_accuracy']:.2%}"),
-        graph=not options.no_graph,
-    )
-    progress.close()
-    return network
 
 
 def named_weights(text):
     """NAME=FILE as (name, path)."""
     name, _, path = text.partition("=")
-    if name not in TABLE or not path:
-        raise argparse.ArgumentTypeError(f"must be NAME=FILE.npz with NAME one of {', '.join(TABLE)}, got {text!r}")
-    return name, path
+    if name not in NETWORKS or not path:
+        raise argparse.ArgumentTypeError(f"must be NAME=FILE.npz with NAME one of {', '.join(NETWORKS)}, got {text!r}")
+    return name, Path(path)
 
 
 def main(options):
     if options.weights and "standard" not in dict(options.weights):
         raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
-    dataset = common.load_data(options)
+    dataset = common.load_data(options.dataset, options.validation)
     if options.weights:
-        trained = {name: common.load_network(path, options) for name, path in options.weights}
+        trained = {name: common.load_network(path, options.device, options.ties) for name, path in options.weights}
     else:
-        trained = find_or_train(options.parts, options, dataset)
+        trained = find_or_train(options.parts, dataset, common.protocol(options), options.out, options.ties)
     results = common.environment(options) | {
-        "weights": {name: common.digest(*networks.get_weights(n).values()) for name, n in trained.items()},
+        "weights": {name: common.network_key(network)["weights"] for name, network in trained.items()},
         "ties": options.ties,
         "limit": options.limit,
     }
-    for part, figures in study(options.parts, trained, dataset, options):
-        results[part] = figures
-        common.write_json(options.json, masking_show.without_images(results))
+    store = common.Store(options.out / "parts")
+    told = Study(common.setting(options), options.temperature, options.seed, options.images, store)
+    for name, figures in study(options.parts, trained, dataset, told, options.out):
+        results[name] = figures
+        common.write_json(options.json, without_images(results))
 
 
 if __name__ == "__main__":
-    parser = common.arguments(__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all seven")
+    parser = common.arguments(__doc__ + "\n" + "\n".join(f"    {p.name:20}{p.title}" for p in PARTS.values()))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="default: all")
     parser.add_argument(
         "--weights", nargs="+", type=named_weights, metavar="NAME=FILE.npz", help="these networks and no others"
     )
     common.training_arguments(parser)
     common.attack_arguments(parser, "100 of digits, 300 of mnist; all for gradient_budget")
-    parser.set_defaults(network=None)
     common.run(main, parser)

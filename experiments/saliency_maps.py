@@ -12,14 +12,15 @@ import math
 
 import numpy as np
 
-from experiments import common
-from minicnn import attacks
-from minicnn.saliency import saliency_maps
+from experiments import common, figures
+from minicnn import predict
+from minicnn.paper import attacks
+from minicnn.paper.saliency import saliency_maps
 
 
 def describe(found, i, index, label):
-    """Map i of SaliencyMaps as the dict that --index writes."""
-    saliency_map = found.maps[i]
+    """Map i of one-channel SaliencyMaps as the dict that --index writes."""
+    saliency_map = found.maps[i, 0]
     largest = float(saliency_map.max())
     return {
         "index": int(index),
@@ -33,56 +34,10 @@ def describe(found, i, index, label):
     }
 
 
-def show_image(axes, image, title=""):
-    """Draw a (28, 28) image in [0, 1], dark on light."""
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=8)
-    axes.axis("off")
-
-
-def show_map(axes, saliency_map, title=""):
-    """Draw a saliency map: red raises the loss, blue lowers it; white is zero."""
-    bound = float(np.abs(saliency_map).max()) or 1.0
-    axes.imshow(saliency_map, cmap="RdBu_r", vmin=-bound, vmax=bound)
-    axes.set_title(title, fontsize=8)
-    axes.axis("off")
-
-
-def show_moves(axes, image, adversarial):
-    """Draw an adversarial sample, the pixels that were moved in red."""
-    show_image(axes, adversarial)
-    moved = np.argwhere(image != adversarial)
-    axes.scatter(moved[:, 1], moved[:, 0], s=4, color="tab:red")
-
-
-def draw_samples(path, images, labels, result, decisions, title):
-    """Figure 1 above Figure 2: samples, and what Algorithm 1 made of them (red: changed pixels)."""
-    fig, axes = common.figure(2, len(images), width=1.3, height=1.6)
-    for i, (top, bottom) in enumerate(axes.T):
-        show_image(top, images[i, 0], f"label {labels[i]}")
-        show_moves(bottom, images[i, 0], result.adversarial[i, 0])
-        outcome = f"seen as {decisions[i]}" if result.succeeded[i] else "failed"
-        bottom.set_title(f"{outcome}\n{result.moves[i]} moves", fontsize=8)
-    fig.suptitle(title, fontsize=10)
-    common.save_figure(path, fig)
-
-
-def draw_maps(path, images, rows):
-    """Images above their maps: rows is a list of (title, SaliencyMaps)."""
-    fig, axes = common.figure(1 + len(rows), len(images), width=1.4, height=1.6)
-    for i in range(len(images)):
-        show_image(axes[0, i], images[i, 0])
-        for line, (title, found) in zip(axes[1:], rows, strict=True):
-            entry = describe(found, i, 0, 0)
-            size = "all zero" if entry["zeros"] == found.maps[i].size else f"$10^{{{found.log10_size()[i]:.1f}}}$"
-            show_map(line[i], found.maps[i], f"{title}\n{size}" if i == 0 else size)
-    common.save_figure(path, fig)
-
-
 def main(options):
-    path = common.find_weights(options)
-    dataset = common.load_data(options)
-    network = common.load_network(path, options)
+    path = common.chosen_weights(options)
+    dataset = common.load_data(options.dataset)
+    network = common.load_network(path, options.device, options.ties)
     tested = len(dataset.test_labels)
     if options.index is not None:
         if options.images is not None:
@@ -94,10 +49,10 @@ def main(options):
         chosen = np.arange(min(options.images or 8, tested))
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
     T = options.attack_temperature
-    found = {a: saliency_maps(network, images, labels, T, a) for a in ("plain", "scaled")}
+    found = {a: saliency_maps(network, images, labels, T, a) for a in attacks.ARITHMETICS}
     setting = common.setting(options, options.arithmetic)
     result = attacks.attack(network, images, labels, "1", setting)
-    decisions = common.networks.predict(network, result.adversarial).argmax(axis=1)
+    decisions = predict(network, result.adversarial).argmax(axis=1)
 
     run = common.environment(options) | {"weights": str(path), "ties": options.ties, "arithmetic": options.arithmetic}
     maps = [describe(found[options.arithmetic], i, index, labels[i]) for i, index in enumerate(chosen)]
@@ -111,16 +66,14 @@ def main(options):
         )
     common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
     title = f"{path}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
-    draw_samples(options.out / "figures_1_and_2.png", images, labels, result, decisions, title)
-    draw_maps(options.out / "saliency_maps.png", images, list(found.items()))
+    figures.draw_samples(options.out / "figures_1_and_2.png", images, labels, result, decisions, title)
+    figures.draw_maps(options.out / "saliency_maps.png", images, list(found.items()))
 
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
     common.network_arguments(parser)
     parser.add_argument("--index", type=int, metavar="I", help="one test image, from 0, instead of the first ones")
-    parser.add_argument(
-        "--arithmetic", choices=("plain", "scaled"), default="plain", help="of the map that is written; default: plain"
-    )
+    common.choice(parser, "--arithmetic", attacks.ARITHMETICS, "plain", "of the map that is written")
     common.attack_arguments(parser, "8")
     common.run(main, parser)

@@ -1,27 +1,30 @@
 """Train one of the paper's networks: standard (T = 1), temperature (T = 20 on hard labels, also the teacher), or
-distilled (T = 20 on the teacher's soft labels; the teacher is trained first).
+distilled (T = 20 on the teacher's soft labels; the teacher is trained first); or standard-distilled (T = 1 on the soft
+labels of standard), which the paper has not.
 
 Writes NAME.npz (weights), NAME.csv and NAME.png (loss, accuracy, time by epoch), and NAME.checkpoint.npz after every
 epoch: the same command goes on from there, to the same bits. MNIST with 50 epochs is the paper's protocol.
 """
 
 from experiments import common
+from minicnn.paper.networks import NETWORKS
 
 
 def main(options):
-    dataset = common.load_data(options)
-    _, history = common.train(options.network, options, dataset)
+    name, protocol = options.network, common.protocol(options)
+    dataset = common.load_data(options.dataset, options.validation)
+    _, history = common.train(name, dataset, protocol, options.out)
     last = history[-1]
     print(
-        f"{options.network}: {last['test_accuracy']:.2%} of {len(dataset.test_labels)} test images after "
-        f"{last['epoch']} epochs, {sum(row['seconds'] for row in history):.0f} s -> {options.out}/{options.network}.npz"
+        f"{name}: {last['test_accuracy']:.2%} of {len(dataset.test_labels)} test images after "
+        f"{last['epoch']} epochs, {sum(row['seconds'] for row in history):.0f} s -> {options.out}/{name}.npz"
     )
-    settings = vars(common.recipe(options.network, options))
-    common.write_json(options.json, common.environment(options) | {"recipe": settings, "history": history})
+    recipe = vars(protocol.recipe(name))
+    common.write_json(options.json, common.environment(options) | {"recipe": recipe, "history": history})
 
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
-    parser.add_argument("--network", choices=list(common.NETWORKS), default="standard")
+    parser.add_argument("--network", choices=list(NETWORKS), default="standard")
     common.training_arguments(parser)
     common.run(main, parser)

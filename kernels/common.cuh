@@ -56,11 +56,11 @@ __device__ __forceinline__ T block_sum(T value, T *scratch) {
     return scratch[thread];
 }
 
-// What a sum gets before it is stored: nothing, the bias, or the bias and max(., 0).
-enum Epilogue { PLAIN, BIAS, BIAS_RELU };
+// What a sum gets before it is stored: nothing, the bias, max(., 0), or the bias and then max(., 0).
+enum Epilogue { PLAIN = 0, BIAS = 1, RELU = 2 };
 
 template <typename T>
 __device__ __forceinline__ T finished(T sum, const T *bias, int unit, int epilogue) {
-    if (epilogue != PLAIN) sum += bias[unit];
-    return epilogue == BIAS_RELU ? rectified(sum) : sum;
+    if (epilogue & BIAS) sum += bias[unit];
+    return epilogue & RELU ? rectified(sum) : sum;
 }

@@ -6,254 +6,380 @@
 //
 // x (N,C,H,W), w (O,C,kh,kw), b (O,), y and g (N,O,P,Q); x and g are zero outside. top = left = 0 for "valid",
 // (k-1)/2 for "same". The input gradient is the forward sum over g with flipped filters, O and C exchanged and
-// k-1-top rows of zeros, so one kernel does both: it reads filter f, channel c at w + f*filter_stride +
-// c*channel_stride, backwards if flipped.
+// k-1-top rows of zeros, so one kernel does both.
 //
-// correlate3x3 (3x3 kernels): a block computes 32 filters on a tile of 2x2 patches, of one image or of several small
-//   ones; a thread computes 8 filters x 1 patch. Threads 4p..4p+3 share patch p, so that a warp reads 4 filter groups
-//   and 8 patches from shared memory. Channels come in chunks, the next one copied while this one is multiplied.
-//   Where patches are few, `split` groups of threads take every split-th channel and are added up in order.
-// weight_grad3x3: an implicit matrix product over the pixels. A block of 256 threads takes 32 filters x
-//   block_channels channels and one part of the (image, band of rows) list; a thread 4 filters x 1 channel x 9 taps.
-//   With fewer than 32 channels the remaining threads share the strips of 4 pixels, and are added up in order. The
-//   parts are summed by sum_parts (reduce.cu).
-// correlate, weight_grad: any kernel size; a thread an output, a block a weight.
+// In the order of reading:
+//   correlate, weight_grad        the sums as they stand above, any kernel size: a thread an output, a block a weight
+//   input_grad_one_channel        the input gradient for C = 1, where correlate3x3 would waste 31 of its 32 filters
+//   correlate3x3, weight_grad3x3  the same sums for 3x3 kernels, many times faster
 //
 // The layer: LeCun et al., Gradient-based learning applied to document recognition (1998). Tiles in shared memory and
 // registers as in Volkov & Demmel, Benchmarking GPUs to tune dense linear algebra (2008).
 #include "common.cuh"
 
-constexpr int TAPS = 9;
-constexpr int BLOCK_FILTERS = 32;
+// What a kernel is told beside its arrays. minicnn/cuda.py builds each struct by the names of its fields, all int.
+struct Convolution {
+    int N, C, H, W, O, P, Q, kernel_height, kernel_width, top, left;
+};
 
-constexpr int THREAD_FILTERS = 8;
-constexpr int FILTER_GROUPS = BLOCK_FILTERS / THREAD_FILTERS;
-constexpr int FILTER_PITCH = BLOCK_FILTERS + 4;  // keeps rows aligned for Quad and spreads the copies over the banks
+// One way through a convolution: x (N,C,H,W) is summed to y (N,O,P,Q), whatever the two are called outside.
+struct Correlation : Convolution {
+    int flipped;   // w is (C,O,kh,kw), and its taps are read backwards
+    int epilogue;  // enum Epilogue of common.cuh
+
+    __device__ long long place_in_w(int o, int c, int tap, int taps) const {
+        return flipped ? ((long long)c * O + o + 1) * taps - 1 - tap : ((long long)o * C + c) * taps + tap;
+    }
+};
+
+struct TiledCorrelation : Correlation {
+    int block_images, patch_rows, patch_columns;  // a tile of y
+    int split, chunk;                             // groups of threads that share the channels, channels at a time
+};
+
+struct TiledWeightGrad : Convolution {
+    int block_channels, band_rows, band_columns;
+    int g_plane, x_plane;  // distance of two filters, two channels in shared memory
+};
+
+static_assert(sizeof(Convolution) == 11 * sizeof(int), "not the struct of minicnn/cuda.py");
+static_assert(sizeof(Correlation) == 13 * sizeof(int), "not the struct of minicnn/cuda.py");
+static_assert(sizeof(TiledCorrelation) == 18 * sizeof(int), "not the struct of minicnn/cuda.py");
+static_assert(sizeof(TiledWeightGrad) == 16 * sizeof(int), "not the struct of minicnn/cuda.py");
 
 template <typename T>
-__global__ void __launch_bounds__(384, 1)
-    correlate3x3(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y, int N,
-                 int C, int H, int W, int O, int P, int Q, int top, int left, int filter_stride, int channel_stride,
-                 int flipped, int epilogue, int block_images, int patch_rows, int patch_columns, int split, int chunk) {
-    extern __shared__ __align__(32) char memory[];
-    const int thread = threadIdx.x, threads = blockDim.x;
-    const int rows = 2 * patch_rows + 2, pitch = 2 * patch_columns + 2, plane = block_images * rows * pitch;
-    T *const filters = reinterpret_cast<T *>(memory);                // [2][chunk][TAPS][FILTER_PITCH]
-    T *const pixels = filters + 2 * chunk * TAPS * FILTER_PITCH;     // [2][chunk][plane]
-    int *const offsets = reinterpret_cast<int *>(pixels + 2 * chunk * plane);  // [plane], -1 outside the image
-
-    const int tiles_across = (Q + 2 * patch_columns - 1) / (2 * patch_columns);
-    const int tiles = (P + 2 * patch_rows - 1) / (2 * patch_rows) * tiles_across;
-    const int block = blockIdx.x, tile = block % tiles, first_image = block / tiles * block_images;
-    const int first_row = tile / tiles_across * 2 * patch_rows, first_column = tile % tiles_across * 2 * patch_columns;
-    const int first_filter = blockIdx.y * BLOCK_FILTERS;
-    const long long image_size = (long long)C * H * W;
-    x += first_image * image_size;
-
-    for (int i = thread; i < plane; i += threads) {  // the same for every channel; a thread reads back only its own
-        const int image = i / (rows * pitch);
-        const int row = first_row + i / pitch % rows - top, column = first_column + i % pitch - left;
-        const bool inside = first_image + image < N && row >= 0 && row < H && column >= 0 && column < W;
-        offsets[i] = inside ? (int)(image * image_size) + row * W + column : -1;
-    }
-
-    auto stage = [&](int first_channel, int buffer) {
-        const int channels = min(chunk, C - first_channel);
-        T *const to_pixels = pixels + buffer * chunk * plane;
-        T *const to_filters = filters + buffer * chunk * TAPS * FILTER_PITCH;
-        for (int i = thread; i < plane; i += threads) {
-            const int offset = offsets[i];
-            const T *source = x + (long long)first_channel * H * W + max(offset, 0);
-            for (int c = 0; c < channels; ++c, source += (long long)H * W)
-                copy_async(to_pixels + c * plane + i, source, offset >= 0);
-        }
-        for (int i = thread; i < channels * BLOCK_FILTERS * TAPS; i += threads) {
-            const int tap = i % TAPS, f = i / TAPS % BLOCK_FILTERS, c = i / (TAPS * BLOCK_FILTERS);
-            const bool inside = first_filter + f < O;
-            const T *source = w + (long long)(inside ? first_filter + f : 0) * filter_stride +
-                              (long long)(first_channel + c) * channel_stride + (flipped ? TAPS - 1 - tap : tap);
-            copy_async(to_filters + (c * TAPS + tap) * FILTER_PITCH + f, source, inside);
-        }
-    };
-
-    const int group_threads = threads / split, group = thread / group_threads, member = thread % group_threads;
-    const int filter = member % FILTER_GROUPS * THREAD_FILTERS, patch = member / FILTER_GROUPS;
-    const int patch_column = patch % patch_columns, patch_row = patch / patch_columns % patch_rows;
-    const int image = patch / (patch_columns * patch_rows);
-    const int corner = (image * rows + 2 * patch_row) * pitch + 2 * patch_column;
-
-    T sums[THREAD_FILTERS][2][2] = {};
-    stage(0, 0);
-    for (int first_channel = 0, buffer = 0; first_channel < C; first_channel += chunk, buffer ^= 1) {
-        copies_landed();
-        __syncthreads();
-        if (first_channel + chunk < C) stage(first_channel + chunk, buffer ^ 1);
-        const int channels = min(chunk, C - first_channel);
-        for (int c = group; c < channels; c += split) {
-            const T *const from = pixels + (buffer * chunk + c) * plane + corner;
-            const T *const taps = filters + (buffer * chunk + c) * TAPS * FILTER_PITCH + filter;
-            T in[4][4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const Pair<T> a = *reinterpret_cast<const Pair<T> *>(from + i * pitch);
-                const Pair<T> b = *reinterpret_cast<const Pair<T> *>(from + i * pitch + 2);
-                in[i][0] = a.v[0], in[i][1] = a.v[1], in[i][2] = b.v[0], in[i][3] = b.v[1];
+__global__ void __launch_bounds__(256, 1)
+    correlate(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y,
+              Correlation s) {
+    const long long output = blockIdx.x * 256LL + threadIdx.x, plane = (long long)s.P * s.Q;
+    if (output >= (long long)s.N * s.O * plane) return;
+    const int q = output % s.Q, p = output / s.Q % s.P, o = output / plane % s.O;
+    x += output / (plane * s.O) * s.C * s.H * s.W;
+    T sum = 0;
+    for (int c = 0; c < s.C; ++c)
+        for (int i = 0; i < s.kernel_height; ++i)
+            for (int j = 0; j < s.kernel_width; ++j) {
+                const int row = p + i - s.top, column = q + j - s.left;
+                if (row < 0 || row >= s.H || column < 0 || column >= s.W) continue;
+                const int tap = i * s.kernel_width + j, taps = s.kernel_height * s.kernel_width;
+                sum += w[s.place_in_w(o, c, tap, taps)] * x[((long long)c * s.H + row) * s.W + column];
             }
-#pragma unroll
-            for (int tap = 0; tap < TAPS; ++tap) {
-#pragma unroll
-                for (int four = 0; four < THREAD_FILTERS; four += 4) {
-                    const Quad<T> k = *reinterpret_cast<const Quad<T> *>(taps + tap * FILTER_PITCH + four);
-#pragma unroll
-                    for (int f = 0; f < 4; ++f)
-#pragma unroll
-                        for (int pixel = 0; pixel < 4; ++pixel)
-                            sums[four + f][pixel / 2][pixel % 2] += k.v[f] * in[pixel / 2 + tap / 3][pixel % 2 + tap % 3];
-                }
-            }
-        }
-    }
-
-    T *const exchange = filters;  // [THREAD_FILTERS * 4][group_threads]
-    for (int from = 1; from < split; ++from) {
-        __syncthreads();
-        if (group == from)
-#pragma unroll
-            for (int k = 0; k < THREAD_FILTERS * 4; ++k)
-                exchange[k * group_threads + member] = sums[k / 4][k / 2 % 2][k % 2];
-        __syncthreads();
-        if (group == 0)
-#pragma unroll
-            for (int k = 0; k < THREAD_FILTERS * 4; ++k)
-                sums[k / 4][k / 2 % 2][k % 2] += exchange[k * group_threads + member];
-    }
-    if (group || first_image + image >= N) return;
-
-    const int column = first_column + 2 * patch_column;
-#pragma unroll
-    for (int k = 0; k < THREAD_FILTERS * 2; ++k) {
-        const int o = first_filter + filter + k / 2, row = first_row + 2 * patch_row + k % 2;
-        if (o >= O || row >= P || column >= Q) continue;
-        const Pair<T> out = {finished(sums[k / 2][k % 2][0], bias, o, epilogue),
-                             finished(sums[k / 2][k % 2][1], bias, o, epilogue)};
-        T *const to = y + (((long long)(first_image + image) * O + o) * P + row) * Q + column;
-        if (Q % 2 == 0) {
-            *reinterpret_cast<Pair<T> *>(to) = out;
-        } else {
-            to[0] = out.v[0];
-            if (column + 1 < Q) to[1] = out.v[1];
-        }
-    }
+    y[output] = finished(sum, bias, o, s.epilogue);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(256)
-    correlate(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y,
-              long long outputs, int C, int H, int W, int O, int P, int Q, int kernel_height, int kernel_width, int top,
-              int left, int filter_stride, int channel_stride, int flipped, int epilogue) {
-    const long long i = blockIdx.x * 256LL + threadIdx.x;
-    if (i >= outputs) return;
-    const int q = i % Q, p = i / Q % P, o = i / ((long long)Q * P) % O;
-    x += i / ((long long)Q * P * O) * C * H * W;
-    w += (long long)o * filter_stride;
-    const int taps = kernel_height * kernel_width;
+    weight_grad(const T *__restrict__ x, const T *__restrict__ g, T *__restrict__ gw, Convolution s) {
+    __shared__ T scratch[256];
+    const int weight = blockIdx.x, j = weight % s.kernel_width, i = weight / s.kernel_width % s.kernel_height;
+    const int filter_channel = weight / (s.kernel_width * s.kernel_height), c = filter_channel % s.C;
+    const int o = filter_channel / s.C;
     T sum = 0;
-    for (int c = 0; c < C; ++c)
-        for (int tap = 0; tap < taps; ++tap) {
-            const int row = p + tap / kernel_width - top, column = q + tap % kernel_width - left;
-            if (row >= 0 && row < H && column >= 0 && column < W)
-                sum += w[(long long)c * channel_stride + (flipped ? taps - 1 - tap : tap)] *
-                       x[((long long)c * H + row) * W + column];
+    for (int n = 0; n < s.N; ++n) {
+        const T *const g_plane = g + ((long long)n * s.O + o) * s.P * s.Q;
+        const T *const x_plane = x + ((long long)n * s.C + c) * s.H * s.W;
+        for (int pixel = threadIdx.x; pixel < s.P * s.Q; pixel += 256) {
+            const int row = pixel / s.Q + i - s.top, column = pixel % s.Q + j - s.left;
+            if (row < 0 || row >= s.H || column < 0 || column >= s.W) continue;
+            sum += g_plane[pixel] * x_plane[row * s.W + column];
         }
-    y[i] = finished(sum, bias, o, epilogue);
+    }
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) gw[weight] = sum;
 }
 
+// A thread a pixel: the last step to N saliency maps. The work is reading g once; it stays in the first-level cache for
+// the taps that share it.
+template <typename T>
+__global__ void __launch_bounds__(256, 1)
+    input_grad_one_channel(const T *__restrict__ g, const T *__restrict__ w, T *__restrict__ gx, Convolution s) {
+    const long long pixel = blockIdx.x * 256LL + threadIdx.x, size = (long long)s.H * s.W;
+    if (pixel >= s.N * size) return;
+    g += pixel / size * s.O * s.P * s.Q;
+    const int row = pixel % size / s.W + s.top, column = pixel % s.W + s.left;
+    T sum = 0;
+    for (int o = 0; o < s.O; ++o)
+        for (int i = 0; i < s.kernel_height; ++i) {
+            if (row - i < 0 || row - i >= s.P) continue;
+            const T *const from = g + ((long long)o * s.P + row - i) * s.Q + column;
+            const T *const taps = w + (o * s.kernel_height + i) * s.kernel_width;
+            for (int j = 0; j < s.kernel_width; ++j)
+                if (column - j >= 0 && column - j < s.Q) sum += taps[j] * from[-j];
+        }
+    gx[pixel] = sum;
+}
+
+// correlate3x3. A block computes 32 filters on a tile of 2x2 patches, of one image or of several small ones; a thread
+// computes 8 filters x 1 patch. Threads 4p..4p+3 share patch p, so that a warp reads 4 filter groups and 8 patches from
+// shared memory. Channels come in chunks, the next one copied while this one is multiplied. Where patches are few,
+// `split` groups of threads take every split-th channel each, and are added up in order.
+
+constexpr int TAPS = 9;
+constexpr int BLOCK_FILTERS = 32;
+constexpr int THREAD_FILTERS = 8;
+constexpr int FILTER_GROUPS = BLOCK_FILTERS / THREAD_FILTERS;
+constexpr int FILTER_PITCH = BLOCK_FILTERS + 4;  // keeps rows aligned for Quad and spreads the copies over the banks
+
+// The part of y that a block computes, and its shared memory.
+template <typename T>
+struct Tile {
+    int first_image, first_filter, first_row, first_column;
+    int rows, pitch, plane;  // of the pixels that it needs: of an image, and of all images for one channel
+    T *filters;              // [2][chunk][TAPS][FILTER_PITCH]
+    T *pixels;               // [2][chunk][plane]
+    int *offsets;            // [plane], where they lie in x, counted from first_image; -1 outside the image
+
+    __device__ __forceinline__ Tile(const TiledCorrelation &s, char *memory) {
+        const int tiles_across = (s.Q + 2 * s.patch_columns - 1) / (2 * s.patch_columns);
+        const int tiles = (s.P + 2 * s.patch_rows - 1) / (2 * s.patch_rows) * tiles_across;
+        const int block = blockIdx.x, tile = block % tiles;
+        first_image = block / tiles * s.block_images;
+        first_filter = blockIdx.y * BLOCK_FILTERS;
+        first_row = tile / tiles_across * 2 * s.patch_rows;
+        first_column = tile % tiles_across * 2 * s.patch_columns;
+        rows = 2 * s.patch_rows + 2;
+        pitch = 2 * s.patch_columns + 2;
+        plane = s.block_images * rows * pitch;
+        filters = reinterpret_cast<T *>(memory);
+        pixels = filters + 2 * s.chunk * TAPS * FILTER_PITCH;
+        offsets = reinterpret_cast<int *>(pixels + 2 * s.chunk * plane);
+    }
+};
+
+// The filters and the patch of y that a thread computes: it adds them up over the channels of its group.
+struct Part {
+    int group_threads, group, member;
+    int filter, image, patch_row, patch_column;
+
+    __device__ __forceinline__ explicit Part(const TiledCorrelation &s) {
+        group_threads = blockDim.x / s.split;
+        group = threadIdx.x / group_threads;
+        member = threadIdx.x % group_threads;
+        filter = member % FILTER_GROUPS * THREAD_FILTERS;
+        const int patch = member / FILTER_GROUPS;
+        patch_column = patch % s.patch_columns;
+        patch_row = patch / s.patch_columns % s.patch_rows;
+        image = patch / (s.patch_columns * s.patch_rows);
+    }
+};
+
+// Where the tile's pixels lie in x: the same for every channel. A thread reads back only what it has written itself.
+template <typename T>
+__device__ __forceinline__ void find_pixels(const Tile<T> &tile, const TiledCorrelation &s) {
+    const long long image_size = (long long)s.C * s.H * s.W;
+    for (int i = threadIdx.x; i < tile.plane; i += blockDim.x) {
+        const int image = i / (tile.rows * tile.pitch);
+        const int row = tile.first_row + i / tile.pitch % tile.rows - s.top;
+        const int column = tile.first_column + i % tile.pitch - s.left;
+        const bool inside = tile.first_image + image < s.N && row >= 0 && row < s.H && column >= 0 && column < s.W;
+        tile.offsets[i] = inside ? (int)(image * image_size) + row * s.W + column : -1;
+    }
+}
+
+// Start to copy a chunk of channels: pixels from x, which begins at the tile's first image, and filters from w.
+template <typename T>
+__device__ __forceinline__ void copy_chunk(const Tile<T> &tile, const TiledCorrelation &s, const T *x, const T *w,
+                                           int first_channel, int buffer) {
+    const int channels = min(s.chunk, s.C - first_channel), thread = threadIdx.x, threads = blockDim.x;
+    T *const to_pixels = tile.pixels + buffer * s.chunk * tile.plane;
+    T *const to_filters = tile.filters + buffer * s.chunk * TAPS * FILTER_PITCH;
+    for (int i = thread; i < tile.plane; i += threads) {
+        const int offset = tile.offsets[i];
+        const T *source = x + (long long)first_channel * s.H * s.W + max(offset, 0);
+        for (int c = 0; c < channels; ++c, source += (long long)s.H * s.W)
+            copy_async(to_pixels + c * tile.plane + i, source, offset >= 0);
+    }
+    for (int i = thread; i < channels * BLOCK_FILTERS * TAPS; i += threads) {
+        const int tap = i % TAPS, f = i / TAPS % BLOCK_FILTERS, c = i / (TAPS * BLOCK_FILTERS);
+        const bool inside = tile.first_filter + f < s.O;
+        const T *source = w + s.place_in_w(inside ? tile.first_filter + f : 0, first_channel + c, tap, TAPS);
+        copy_async(to_filters + (c * TAPS + tap) * FILTER_PITCH + f, source, inside);
+    }
+}
+
+// sums[f][row][column] += what one channel gives: 8 filters on 4x4 pixels, for the 2x2 outputs of a patch.
+template <typename T>
+__device__ __forceinline__ void multiply_channel(T (&sums)[THREAD_FILTERS][2][2], const T *pixels, int pitch,
+                                                 const T *filters) {
+    T in[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const Pair<T> a = *reinterpret_cast<const Pair<T> *>(pixels + i * pitch);
+        const Pair<T> b = *reinterpret_cast<const Pair<T> *>(pixels + i * pitch + 2);
+        in[i][0] = a.v[0], in[i][1] = a.v[1], in[i][2] = b.v[0], in[i][3] = b.v[1];
+    }
+#pragma unroll
+    for (int tap = 0; tap < TAPS; ++tap) {
+#pragma unroll
+        for (int four = 0; four < THREAD_FILTERS; four += 4) {
+            const Quad<T> k = *reinterpret_cast<const Quad<T> *>(filters + tap * FILTER_PITCH + four);
+#pragma unroll
+            for (int f = 0; f < 4; ++f)
+#pragma unroll
+                for (int pixel = 0; pixel < 4; ++pixel)
+                    sums[four + f][pixel / 2][pixel % 2] += k.v[f] * in[pixel / 2 + tap / 3][pixel % 2 + tap % 3];
+        }
+    }
+}
+
+// Group 0 gets the sums of all groups. exchange: [THREAD_FILTERS * 4][group_threads], in memory no longer needed.
+template <typename T>
+__device__ __forceinline__ void add_up_groups(T (&sums)[THREAD_FILTERS][2][2], T *exchange, const Part &part,
+                                              int split) {
+    for (int from = 1; from < split; ++from) {
+        __syncthreads();
+        if (part.group == from)
+#pragma unroll
+            for (int k = 0; k < THREAD_FILTERS * 4; ++k)
+                exchange[k * part.group_threads + part.member] = sums[k / 4][k / 2 % 2][k % 2];
+        __syncthreads();
+        if (part.group == 0)
+#pragma unroll
+            for (int k = 0; k < THREAD_FILTERS * 4; ++k)
+                sums[k / 4][k / 2 % 2][k % 2] += exchange[k * part.group_threads + part.member];
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_patch(T (&sums)[THREAD_FILTERS][2][2], T *y, const T *bias, const Tile<T> &tile,
+                                            const Part &part, const TiledCorrelation &s) {
+    const int column = tile.first_column + 2 * part.patch_column;
+#pragma unroll
+    for (int k = 0; k < THREAD_FILTERS * 2; ++k) {
+        const int o = tile.first_filter + part.filter + k / 2, row = tile.first_row + 2 * part.patch_row + k % 2;
+        if (o >= s.O || row >= s.P || column >= s.Q) continue;
+        const Pair<T> out = {finished(sums[k / 2][k % 2][0], bias, o, s.epilogue),
+                             finished(sums[k / 2][k % 2][1], bias, o, s.epilogue)};
+        T *const to = y + (((long long)(tile.first_image + part.image) * s.O + o) * s.P + row) * s.Q + column;
+        if (s.Q % 2 == 0) {
+            *reinterpret_cast<Pair<T> *>(to) = out;
+        } else {
+            to[0] = out.v[0];
+            if (column + 1 < s.Q) to[1] = out.v[1];
+        }
+    }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(384, 1)
+    correlate3x3(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y,
+                 TiledCorrelation s) {
+    extern __shared__ __align__(32) char memory[];
+    const Tile<T> tile(s, memory);
+    const Part part(s);
+    x += (long long)tile.first_image * s.C * s.H * s.W;
+    find_pixels(tile, s);
+
+    T sums[THREAD_FILTERS][2][2] = {};
+    const int corner = (part.image * tile.rows + 2 * part.patch_row) * tile.pitch + 2 * part.patch_column;
+    copy_chunk(tile, s, x, w, 0, 0);
+    for (int first_channel = 0, buffer = 0; first_channel < s.C; first_channel += s.chunk, buffer ^= 1) {
+        copies_landed();
+        __syncthreads();
+        if (first_channel + s.chunk < s.C) copy_chunk(tile, s, x, w, first_channel + s.chunk, buffer ^ 1);
+        const int channels = min(s.chunk, s.C - first_channel);
+        for (int c = part.group; c < channels; c += s.split) {
+            const int place = buffer * s.chunk + c;
+            multiply_channel(sums, tile.pixels + place * tile.plane + corner, tile.pitch,
+                             tile.filters + place * TAPS * FILTER_PITCH + part.filter);
+        }
+    }
+    add_up_groups(sums, tile.filters, part, s.split);
+    if (part.group == 0 && tile.first_image + part.image < s.N) store_patch(sums, y, bias, tile, part, s);
+}
+
+// weight_grad3x3. An implicit matrix product over the pixels: a block of 256 threads takes 32 filters x block_channels
+// channels and one part of the (image, band of rows) list; a thread 4 filters x 1 channel x 9 taps. With fewer than 32
+// channels the remaining threads form teams, which share the strips of 4 pixels and are added up in order. The parts
+// are summed by sum_parts (reduce.cu).
+//
+// band_columns is a multiple of 4, block_channels a power of two; g_plane and x_plane are odd multiples of 4: aligned
+// for Quad, and 8 neighbours lie in different banks.
+
 constexpr int GRAD_THREADS = 256;
-constexpr int GRAD_FILTERS = 4;                             // a thread: filters f, f + 8, f + 16, f + 24
+constexpr int GRAD_FILTERS = 4;  // a thread: filters f, f + 8, f + 16, f + 24
 constexpr int GRAD_GROUPS = BLOCK_FILTERS / GRAD_FILTERS;
 constexpr int COPY_LANES = 64;
 
-// band_columns is a multiple of 4, block_channels a power of two. g_plane and x_plane, the distance of two filters or
-// channels in shared memory, are odd multiples of 4: aligned for Quad, and 8 neighbours lie in different banks.
+// The filters, channels and (image, band) units of a block, and its shared memory.
 template <typename T>
-__global__ void __launch_bounds__(GRAD_THREADS, 1)
-    weight_grad3x3(const T *__restrict__ x, const T *__restrict__ g, T *__restrict__ parts, int N, int C, int H, int W,
-                   int O, int P, int Q, int top, int left, int block_channels, int band_rows, int band_columns,
-                   int g_plane, int x_plane) {
-    extern __shared__ __align__(32) char memory[];
-    T *const grads = reinterpret_cast<T *>(memory);            // [2][BLOCK_FILTERS][g_plane]
-    T *const pixels = grads + 2 * BLOCK_FILTERS * g_plane;     // [2][block_channels][x_plane]
-    const int thread = threadIdx.x, pitch = band_columns + 4;
-    const int filter_blocks = (O + BLOCK_FILTERS - 1) / BLOCK_FILTERS;
-    const int first_filter = blockIdx.x % filter_blocks * BLOCK_FILTERS;
-    const int first_channel = blockIdx.x / filter_blocks * block_channels;
-    const int bands_across = (Q + band_columns - 1) / band_columns, bands = (P + band_rows - 1) / band_rows * bands_across;
-    const long long units = (long long)N * bands;
-    const int first_unit = units * blockIdx.y / gridDim.y, last_unit = units * (blockIdx.y + 1) / gridDim.y;
+struct Slice {
+    int first_filter, first_channel, first_unit, last_unit;
+    int bands_across, bands, pitch;
+    T *grads;   // [2][BLOCK_FILTERS][g_plane]
+    T *pixels;  // [2][block_channels][x_plane]
 
-    auto stage = [&](int unit, int buffer) {
-        const int image = unit / bands, band = unit % bands;
-        const int first_row = band / bands_across * band_rows, first_column = band % bands_across * band_columns;
-        const T *const g_image = g + ((long long)image * O + first_filter) * P * Q;
-        const T *const x_image = x + ((long long)image * C + first_channel) * H * W;
-        const int lane = thread % COPY_LANES, line = thread / COPY_LANES, lines = GRAD_THREADS / COPY_LANES;
-        for (int i = lane; i < band_rows * band_columns; i += COPY_LANES) {
-            const int row = first_row + i / band_columns, column = first_column + i % band_columns;
-            const bool inside = row < P && column < Q;
-            for (int o = line; o < BLOCK_FILTERS; o += lines) {
-                const bool valid = inside && first_filter + o < O;
-                copy_async(grads + (buffer * BLOCK_FILTERS + o) * g_plane + i,
-                           valid ? g_image + ((long long)o * P + row) * Q + column : g, valid);
-            }
-        }
-        for (int i = lane; i < (band_rows + 2) * pitch; i += COPY_LANES) {
-            const int row = first_row + i / pitch - top, column = first_column + i % pitch - left;
-            const bool inside = row >= 0 && row < H && column >= 0 && column < W;
-            for (int c = line; c < block_channels; c += lines) {
-                const bool valid = inside && first_channel + c < C;
-                copy_async(pixels + (buffer * block_channels + c) * x_plane + i,
-                           valid ? x_image + ((long long)c * H + row) * W + column : x, valid);
-            }
-        }
-    };
+    __device__ __forceinline__ Slice(const TiledWeightGrad &s, char *memory) {
+        const int filter_blocks = (s.O + BLOCK_FILTERS - 1) / BLOCK_FILTERS;
+        first_filter = blockIdx.x % filter_blocks * BLOCK_FILTERS;
+        first_channel = blockIdx.x / filter_blocks * s.block_channels;
+        bands_across = (s.Q + s.band_columns - 1) / s.band_columns;
+        bands = (s.P + s.band_rows - 1) / s.band_rows * bands_across;
+        const long long units = (long long)s.N * bands;
+        first_unit = units * blockIdx.y / gridDim.y;
+        last_unit = units * (blockIdx.y + 1) / gridDim.y;
+        pitch = s.band_columns + 4;
+        grads = reinterpret_cast<T *>(memory);
+        pixels = grads + 2 * BLOCK_FILTERS * s.g_plane;
+    }
+};
 
-    const int filter = thread % GRAD_GROUPS, channel = thread / GRAD_GROUPS % block_channels;
-    const int team_threads = GRAD_GROUPS * block_channels, team = thread / team_threads;
-    const int teams = GRAD_THREADS / team_threads, strips = band_columns / 4;
-
-    T sums[GRAD_FILTERS][TAPS] = {};
-    stage(first_unit, 0);
-    int buffer = 0;
-    for (int unit = first_unit; unit < last_unit; ++unit, buffer ^= 1) {
-        copies_landed();
-        __syncthreads();
-        if (unit + 1 < last_unit) stage(unit + 1, buffer ^ 1);
-        const T *const g_from = grads + (buffer * BLOCK_FILTERS + filter) * g_plane;
-        const T *const x_from = pixels + (buffer * block_channels + channel) * x_plane;
-        for (int row = team / strips, strip = team % strips; row < band_rows;) {
-            Quad<T> grad[GRAD_FILTERS];
-#pragma unroll
-            for (int f = 0; f < GRAD_FILTERS; ++f)
-                grad[f] = *reinterpret_cast<const Quad<T> *>(g_from + f * GRAD_GROUPS * g_plane + row * band_columns +
-                                                             4 * strip);
-#pragma unroll
-            for (int i = 0; i < 3; ++i) {
-                const T *const from = x_from + (row + i) * pitch + 4 * strip;
-                const Quad<T> a = *reinterpret_cast<const Quad<T> *>(from);
-                const Pair<T> b = *reinterpret_cast<const Pair<T> *>(from + 4);
-                const T in[6] = {a.v[0], a.v[1], a.v[2], a.v[3], b.v[0], b.v[1]};
-#pragma unroll
-                for (int f = 0; f < GRAD_FILTERS; ++f)
-#pragma unroll
-                    for (int j = 0; j < 3; ++j)
-#pragma unroll
-                        for (int pixel = 0; pixel < 4; ++pixel) sums[f][3 * i + j] += grad[f].v[pixel] * in[pixel + j];
-            }
-            for (strip += teams; strip >= strips; strip -= strips) ++row;
+// Start to copy the band of a unit from g and x.
+template <typename T>
+__device__ __forceinline__ void copy_band(const Slice<T> &slice, const TiledWeightGrad &s, const T *x, const T *g,
+                                          int unit, int buffer) {
+    const int image = unit / slice.bands, band = unit % slice.bands;
+    const int first_row = band / slice.bands_across * s.band_rows;
+    const int first_column = band % slice.bands_across * s.band_columns;
+    const T *const g_image = g + ((long long)image * s.O + slice.first_filter) * s.P * s.Q;
+    const T *const x_image = x + ((long long)image * s.C + slice.first_channel) * s.H * s.W;
+    const int lane = threadIdx.x % COPY_LANES, line = threadIdx.x / COPY_LANES, lines = GRAD_THREADS / COPY_LANES;
+    for (int i = lane; i < s.band_rows * s.band_columns; i += COPY_LANES) {
+        const int row = first_row + i / s.band_columns, column = first_column + i % s.band_columns;
+        const bool inside = row < s.P && column < s.Q;
+        for (int o = line; o < BLOCK_FILTERS; o += lines) {
+            const bool valid = inside && slice.first_filter + o < s.O;
+            copy_async(slice.grads + (buffer * BLOCK_FILTERS + o) * s.g_plane + i,
+                       valid ? g_image + ((long long)o * s.P + row) * s.Q + column : g, valid);
         }
     }
+    for (int i = lane; i < (s.band_rows + 2) * slice.pitch; i += COPY_LANES) {
+        const int row = first_row + i / slice.pitch - s.top, column = first_column + i % slice.pitch - s.left;
+        const bool inside = row >= 0 && row < s.H && column >= 0 && column < s.W;
+        for (int c = line; c < s.block_channels; c += lines) {
+            const bool valid = inside && slice.first_channel + c < s.C;
+            copy_async(slice.pixels + (buffer * s.block_channels + c) * s.x_plane + i,
+                       valid ? x_image + ((long long)c * s.H + row) * s.W + column : x, valid);
+        }
+    }
+}
 
-    T *const exchange = grads;  // [GRAD_FILTERS * TAPS][half * team_threads]
+// sums[f][tap] += what a strip of 4 pixels gives: 4 filters of g times 3x6 pixels of x.
+template <typename T>
+__device__ __forceinline__ void multiply_strip(T (&sums)[GRAD_FILTERS][TAPS], const T *grads, int g_plane,
+                                               const T *pixels, int pitch) {
+    Quad<T> grad[GRAD_FILTERS];
+#pragma unroll
+    for (int f = 0; f < GRAD_FILTERS; ++f)
+        grad[f] = *reinterpret_cast<const Quad<T> *>(grads + f * GRAD_GROUPS * g_plane);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+        const Quad<T> a = *reinterpret_cast<const Quad<T> *>(pixels + i * pitch);
+        const Pair<T> b = *reinterpret_cast<const Pair<T> *>(pixels + i * pitch + 4);
+        const T in[6] = {a.v[0], a.v[1], a.v[2], a.v[3], b.v[0], b.v[1]};
+#pragma unroll
+        for (int f = 0; f < GRAD_FILTERS; ++f)
+#pragma unroll
+            for (int j = 0; j < 3; ++j)
+#pragma unroll
+                for (int pixel = 0; pixel < 4; ++pixel) sums[f][3 * i + j] += grad[f].v[pixel] * in[pixel + j];
+    }
+}
+
+// Team 0 gets the sums of all teams, by halves. exchange: [GRAD_FILTERS * TAPS][half * team_threads].
+template <typename T>
+__device__ __forceinline__ void add_up_teams(T (&sums)[GRAD_FILTERS][TAPS], T *exchange, int teams, int team_threads) {
+    const int thread = threadIdx.x;
     for (int half = teams / 2; half; half /= 2) {
         const int senders = half * team_threads;
         __syncthreads();
@@ -266,33 +392,40 @@ __global__ void __launch_bounds__(GRAD_THREADS, 1)
 #pragma unroll
             for (int k = 0; k < GRAD_FILTERS * TAPS; ++k) sums[k / TAPS][k % TAPS] += exchange[k * senders + thread];
     }
-    if (team || first_channel + channel >= C) return;
-#pragma unroll
-    for (int f = 0; f < GRAD_FILTERS; ++f) {
-        const int o = first_filter + filter + f * GRAD_GROUPS;
-        if (o >= O) continue;
-        T *const to = parts + (((long long)blockIdx.y * O + o) * C + first_channel + channel) * TAPS;
-#pragma unroll
-        for (int tap = 0; tap < TAPS; ++tap) to[tap] = sums[f][tap];
-    }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256)
-    weight_grad(const T *__restrict__ x, const T *__restrict__ g, T *__restrict__ gw, int N, int C, int H, int W, int O,
-                int P, int Q, int kernel_height, int kernel_width, int top, int left) {
-    __shared__ T scratch[256];
-    const int weight = blockIdx.x, taps = kernel_height * kernel_width;
-    const int tap = weight % taps, c = weight / taps % C, o = weight / (taps * C);
-    T sum = 0;
-    for (int n = 0; n < N; ++n) {
-        const T *const g_plane = g + ((long long)n * O + o) * P * Q;
-        const T *const x_plane = x + ((long long)n * C + c) * H * W;
-        for (int i = threadIdx.x; i < P * Q; i += 256) {
-            const int row = i / Q + tap / kernel_width - top, column = i % Q + tap % kernel_width - left;
-            if (row >= 0 && row < H && column >= 0 && column < W) sum += g_plane[i] * x_plane[row * W + column];
+__global__ void __launch_bounds__(GRAD_THREADS, 1)
+    weight_grad3x3(const T *__restrict__ x, const T *__restrict__ g, T *__restrict__ parts, TiledWeightGrad s) {
+    extern __shared__ __align__(32) char memory[];
+    const Slice<T> slice(s, memory);
+    const int thread = threadIdx.x, filter = thread % GRAD_GROUPS, channel = thread / GRAD_GROUPS % s.block_channels;
+    const int team_threads = GRAD_GROUPS * s.block_channels, team = thread / team_threads;
+    const int teams = GRAD_THREADS / team_threads, strips = s.band_columns / 4;
+
+    T sums[GRAD_FILTERS][TAPS] = {};
+    copy_band(slice, s, x, g, slice.first_unit, 0);
+    int buffer = 0;
+    for (int unit = slice.first_unit; unit < slice.last_unit; ++unit, buffer ^= 1) {
+        copies_landed();
+        __syncthreads();
+        if (unit + 1 < slice.last_unit) copy_band(slice, s, x, g, unit + 1, buffer ^ 1);
+        const T *const grads = slice.grads + (buffer * BLOCK_FILTERS + filter) * s.g_plane;
+        const T *const pixels = slice.pixels + (buffer * s.block_channels + channel) * s.x_plane;
+        for (int row = team / strips, strip = team % strips; row < s.band_rows;) {
+            multiply_strip(sums, grads + row * s.band_columns + 4 * strip, s.g_plane,
+                           pixels + row * slice.pitch + 4 * strip, slice.pitch);
+            for (strip += teams; strip >= strips; strip -= strips) ++row;
         }
     }
-    sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) gw[weight] = sum;
+    add_up_teams(sums, slice.grads, teams, team_threads);
+    if (team || slice.first_channel + channel >= s.C) return;
+#pragma unroll
+    for (int f = 0; f < GRAD_FILTERS; ++f) {
+        const int o = slice.first_filter + filter + f * GRAD_GROUPS;
+        if (o >= s.O) continue;
+        T *const to = parts + (((long long)blockIdx.y * s.O + o) * s.C + slice.first_channel + channel) * TAPS;
+#pragma unroll
+        for (int tap = 0; tap < TAPS; ++tap) to[tap] = sums[f][tap];
+    }
 }

@@ -1,16 +1,17 @@
-// Softmax with temperature T, the cross-entropy after it, and the adjoint with which a saliency map begins.
+// Softmax with temperature T, the cross-entropy after it, and the cotangent with which a saliency map begins.
 //
 //   u_k = (z_k - max_j z_j) / T
 //   softmax        p_k = exp(u_k) / sum_j exp(u_j)                        gradient  (g_k - sum_j g_j p_j) p_k / T
 //   log-softmax    l_k = u_k - log sum_j exp(u_j)                         gradient  (g_k - exp(l_k) sum_j g_j) / T
 //   cross-entropy  L = - sum_k t_k l_k                                    gradient  g (exp(l_k) sum_j t_j - t_k) / T
-//   saliency seed  plain:  (p_k - [k = label]) / T, log10 scale 0
-//                  scaled: -1 at the label, exp(l_k - R) elsewhere, R = log sum_{j != label} exp(l_j) = log(1 - p_label);
-//                          the plain adjoint divided by exp(R) / T, so log10 scale (R - ln T) / ln 10
+//   saliency cotangent, the gradient of L for a class label
+//                  plain:  (p_k - [k = label]) / T, log10 scale 0
+//                  scaled: -1 at the label, exp(l_k - R) elsewhere, R = log sum_{j != label} exp(l_j)
+//                          = log(1 - p_label): the plain one divided by exp(R) / T, so log10 scale (R - ln T) / ln 10
 //
 // z, p, l, g (N,K); L and its g (N,); targets t: class labels (N,) as int or long long, or soft labels (N,K); a class
 // label outside 0..K-1 gives NaN. A thread a row, the K classes in order: that order fixes the last bits of the plain
-// seed. Source: equations (2), (3) of the paper, corrected; the scaled seed is this project's.
+// cotangent. Source: equations (2), (3) of the paper, corrected; the scaled cotangent is this project's.
 #include "common.cuh"
 
 template <typename T>
@@ -42,7 +43,8 @@ __device__ T target_of(const int *labels, int sample, int k, int K) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(128) softmax(const T *__restrict__ z, T *__restrict__ p, int N, int K, T temperature) {
+__global__ void __launch_bounds__(128)
+    softmax(const T *__restrict__ z, T *__restrict__ p, int N, int K, T temperature) {
     const int n = blockIdx.x * 128 + threadIdx.x;
     if (n >= N) return;
     z += (long long)n * K;
@@ -77,7 +79,8 @@ __global__ void __launch_bounds__(128)
 
 template <typename T>
 __global__ void __launch_bounds__(128)
-    log_softmax_grad(const T *__restrict__ g, const T *__restrict__ l, T *__restrict__ gz, int N, int K, T temperature) {
+    log_softmax_grad(const T *__restrict__ g, const T *__restrict__ l, T *__restrict__ gz, int N, int K,
+                     T temperature) {
     const int n = blockIdx.x * 128 + threadIdx.x;
     if (n >= N) return;
     g += (long long)n * K;
@@ -120,8 +123,9 @@ __global__ void __launch_bounds__(128)
 
 template <typename T, typename Label>
 __global__ void __launch_bounds__(128)
-    saliency_seed(const T *__restrict__ z, const Label *__restrict__ labels, T *__restrict__ g,
-                  T *__restrict__ log10_scale, int N, int K, T temperature, int scaled, T ln_temperature, T ln_10) {
+    saliency_cotangent(const T *__restrict__ z, const Label *__restrict__ labels, T *__restrict__ g,
+                       T *__restrict__ log10_scale, int N, int K, T temperature, int scaled, T ln_temperature,
+                       T ln_10) {
     const int n = blockIdx.x * 128 + threadIdx.x;
     if (n >= N) return;
     z += (long long)n * K;

@@ -1,40 +1,76 @@
-"""Reverse-mode automatic differentiation in one screen: Tensor, the `op` decorator, backward.
+"""Reverse-mode automatic differentiation: Tensor, the `op` decorator, backward.
 
 An operation is a function on raw arrays that returns its value and one pullback for each leading differentiable
 argument. A pullback maps the cotangent of the value to the cotangent of its argument; only those that are needed are
 called. First order only.
 """
 
-import contextlib
+from __future__ import annotations
+
 import functools
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec
 
 import numpy as np
 
 from minicnn import backend
 
-_recording = True
+Array = Any  # of any backend
+Pullback = Callable[[Array], Array]
+ValueAndPullbacks = tuple[Any, ...]  # what an operation on arrays returns, see op
+Axis = int | tuple[int, ...] | None
+P = ParamSpec("P")
+
+_this_thread = threading.local()
 
 
-@contextlib.contextmanager
-def no_grad():
-    """Within this context operations keep no graph: for evaluation."""
-    global _recording
-    before, _recording = _recording, False
-    try:
-        yield
-    finally:
-        _recording = before
+class no_grad:
+    """Within this context operations of this thread keep no graph: for evaluation.
+
+    >>> w = Tensor([1.0, 2.0], requires_grad=True)
+    >>> with no_grad():
+    ...     (w * 2).requires_grad
+    False
+    """
+
+    def __enter__(self) -> None:
+        _this_thread.without_graph = _without_graph() + 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _this_thread.without_graph = _without_graph() - 1
 
 
-def op(function):
-    """Turn function(*arrays, **options) -> (value, pullbacks) into a differentiable operation on Tensors.
+def _without_graph() -> int:
+    """How many no_grad contexts this thread is in; a count, so that they may be left in any order."""
+    return getattr(_this_thread, "without_graph", 0)
 
-    Arguments that are no Tensor are constants. Raises TypeError where Tensors of different dtype or backend meet, where
-    a constant would change the dtype, where a Tensor that requires a gradient has no pullback, and for one by keyword.
+
+def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
+    """Turn a function on arrays into a differentiable operation on Tensors.
+
+    function(*arrays, **options) returns (value, pullbacks), or (value, pullbacks, shared), where shared(g) is the step
+    of the backward pass that all its pullbacks begin with. Arguments that are no Tensor are constants.
+
+    Raises TypeError where Tensors of different dtype or backend meet, where a constant would change the dtype, where a
+    Tensor that requires a gradient has no pullback, for a Tensor by keyword, and for pullbacks that are no tuple. In
+    type hints arrays are Any, for callers give Tensors.
+
+    >>> @op
+    ... def square(x):
+    ...     return x * x, (lambda g: 2 * x * g,)
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> square(x).sum().backward()
+    >>> x.grad
+    array([2., 4.])
     """
 
     @functools.wraps(function)
-    def apply(*args, **options):
+    def apply(*args: P.args, **options: P.kwargs) -> Tensor:
         if named := [name for name, a in options.items() if isinstance(a, Tensor)]:
             raise TypeError(f"{function.__name__}: pass the Tensor {named[0]} by position, options are constants")
         tensors = [a for a in args if isinstance(a, Tensor)]
@@ -42,148 +78,263 @@ def op(function):
         if len(kinds) > 1:
             found = sorted((name, dtype.name) for name, dtype in kinds)
             raise TypeError(f"{function.__name__}: arguments differ in device or dtype: {found}")
-        value, pullbacks = function(*(a.data if isinstance(a, Tensor) else a for a in args), **options)
+        arrays: Any = (a.data if isinstance(a, Tensor) else a for a in args)
+        value, pullbacks, *shared = function(*arrays, **options)
+        if not isinstance(pullbacks, tuple):
+            raise TypeError(f"{function.__name__}: its pullbacks must be a tuple, (pullback,) with a comma for one")
         if tensors and value.dtype != tensors[0].dtype:
             raise TypeError(f"{function.__name__}: a constant turns {tensors[0].dtype} into {value.dtype}")
-        edges = [(a, p) for a, p in zip(args, pullbacks, strict=False) if isinstance(a, Tensor) and a.requires_grad]
         if any(isinstance(a, Tensor) and a.requires_grad for a in args[len(pullbacks) :]):
             raise TypeError(f"{function.__name__} has no gradient by argument {len(pullbacks)} or later")
-        return Tensor(value, edges=edges if _recording else ())
+        edges = [(a, p) for a, p in zip(args, pullbacks, strict=False) if isinstance(a, Tensor) and a.requires_grad]
+        return Tensor(value) if _without_graph() else Tensor(value, edges=edges, shared=shared[0] if shared else None)
 
     return apply
 
 
-def _unbroadcast(g, shape):
+def _unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """Sum a cotangent over the axes along which an argument of `shape` was broadcast."""
     g = g.sum(axis=tuple(range(g.ndim - len(shape))))
     return g.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1), keepdims=True)
 
 
-def _shape(a):
+def _shape(a: Any) -> tuple[int, ...]:
     return getattr(a, "shape", ())
+
+
+def _matmul(a: Array, b: Array) -> ValueAndPullbacks:
+    """a @ b for every rank that NumPy takes, (..., N, D) @ (..., D, U); a vector is a row on the left, a column on the
+    right."""
+    rows, columns = a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b
+
+    def as_matrix(g: Array) -> Array:
+        g = g[..., None] if b.ndim == 1 else g
+        return g[..., None, :] if a.ndim == 1 else g
+
+    return a @ b, (
+        lambda g: _unbroadcast(as_matrix(g) @ columns.swapaxes(-1, -2), rows.shape).reshape(a.shape),
+        lambda g: _unbroadcast(rows.swapaxes(-1, -2) @ as_matrix(g), columns.shape).reshape(b.shape),
+    )
 
 
 class Tensor:
     """An array of float32 or float64, with the operation that made it.
 
-    data: the array, on any backend. requires_grad: a leaf whose gradient is wanted. grad: after backward(), on such
-    leaves alone, an array like data; it adds up over calls until set to None.
+    data: the array, on any backend; comparisons are made on it, as in `t.data > 0`. requires_grad: a leaf whose
+    gradient is wanted. grad: after backward(), on such leaves alone, an array like data; it adds up over calls until
+    set to None.
+
+    >>> a, b = Tensor([[1.0, 2.0]], requires_grad=True), Tensor([[3.0], [4.0]])
+    >>> (a @ b).backward()
+    >>> a.grad
+    array([[3., 4.]])
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "edges")
+    __slots__ = ("data", "grad", "requires_grad", "edges", "shared")
     __array_ufunc__ = None  # lets `array * tensor` reach __rmul__
 
-    def __init__(self, data, requires_grad=False, edges=()):
+    def __init__(
+        self,
+        data: Any,
+        requires_grad: bool = False,
+        edges: Sequence[tuple[Tensor, Pullback]] = (),
+        shared: Pullback | None = None,
+    ) -> None:
         if isinstance(data, (int, float, list, tuple, np.generic)):
             data = np.asarray(data, getattr(data, "dtype", np.float64))
         backend.of(data)
         if data.dtype not in (np.float32, np.float64):
             raise TypeError(f"a Tensor holds float32 or float64, got {data.dtype}")
-        self.data, self.grad, self.edges = data, None, edges
+        self.data, self.edges, self.shared = data, edges, shared
+        self.grad: Array = None
         self.requires_grad = requires_grad or bool(edges)
 
-    shape = property(lambda self: self.data.shape)
-    dtype = property(lambda self: self.data.dtype)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
 
-    def __repr__(self):
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    def __repr__(self) -> str:
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
 
-    def __float__(self):
+    def __float__(self) -> float:
         return float(self.data)
 
+    def __len__(self) -> int:
+        return len(self.data)
+
     @op
-    def __add__(a, b):
+    def __add__(a: Array, b: Any) -> ValueAndPullbacks:
         return a + b, (lambda g: _unbroadcast(g, a.shape), lambda g: _unbroadcast(g, _shape(b)))
 
     @op
-    def __sub__(a, b):
+    def __sub__(a: Array, b: Any) -> ValueAndPullbacks:
         return a - b, (lambda g: _unbroadcast(g, a.shape), lambda g: _unbroadcast(-g, _shape(b)))
 
     @op
-    def __rsub__(a, b):
+    def __rsub__(a: Array, b: Any) -> ValueAndPullbacks:
         return b - a, (lambda g: _unbroadcast(-g, a.shape),)
 
     @op
-    def __mul__(a, b):
+    def __mul__(a: Array, b: Any) -> ValueAndPullbacks:
         return a * b, (lambda g: _unbroadcast(g * b, a.shape), lambda g: _unbroadcast(g * a, _shape(b)))
 
     @op
-    def __truediv__(a, b):
+    def __truediv__(a: Array, b: Any) -> ValueAndPullbacks:
         return a / b, (lambda g: _unbroadcast(g / b, a.shape), lambda g: _unbroadcast(-g * a / (b * b), _shape(b)))
 
     @op
-    def __rtruediv__(a, b):
+    def __rtruediv__(a: Array, b: Any) -> ValueAndPullbacks:
         return b / a, (lambda g: _unbroadcast(-g * b / (a * a), a.shape),)
 
     @op
-    def __neg__(a):
+    def __neg__(a: Array) -> ValueAndPullbacks:
         return -a, (lambda g: -g,)
 
     @op
-    def __pow__(a, exponent):
+    def __pow__(a: Array, exponent: Any) -> ValueAndPullbacks:
         """Power with a constant exponent."""
         return a**exponent, (lambda g: g * exponent * a ** (exponent - 1),)
 
     @op
-    def __matmul__(a, b):
-        """Matrix product of (N, D) and (D, U)."""
-        return a @ b, (lambda g: g @ b.T, lambda g: a.T @ g)
+    def __matmul__(a: Array, b: Any) -> ValueAndPullbacks:
+        """Matrix product, for every rank that NumPy's matmul takes."""
+        return _matmul(a, b)
 
     @op
-    def __rmatmul__(a, b):
-        return b @ a, (lambda g: b.T @ g,)
+    def __rmatmul__(a: Array, b: Any) -> ValueAndPullbacks:
+        value, (_, by_a) = _matmul(b, a)
+        return value, (by_a,)
 
     __radd__, __rmul__ = __add__, __mul__
 
     @op
-    def sum(a, axis=None, keepdims=False):
-        """Sum over `axis` (an int, a tuple, or None for all)."""
-
-        def spread(g):
-            if axis is not None and not keepdims:
-                axes = axis if isinstance(axis, tuple) else (axis,)
-                for i in sorted(i % a.ndim for i in axes):
-                    g = g[(slice(None),) * i + (None,)]
-            return g + backend.of(a).xp.zeros_like(a)
-
-        return a.sum(axis=axis, keepdims=keepdims), (spread,)
-
-    def mean(self, axis=None, keepdims=False):
-        """Mean over `axis` (an int, a tuple, or None for all)."""
-        total = self.sum(axis=axis, keepdims=keepdims)
-        return total * (total.data.size / self.data.size)
+    def exp(a: Array) -> ValueAndPullbacks:
+        """e to the power of every element."""
+        y = backend.of(a).xp.exp(a)
+        return y, (lambda g: g * y,)
 
     @op
-    def reshape(a, *shape):
+    def log(a: Array) -> ValueAndPullbacks:
+        """Natural logarithm of every element."""
+        return backend.of(a).xp.log(a), (lambda g: g / a,)
+
+    @op
+    def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> ValueAndPullbacks:
+        """Sum over `axis` (an int, a tuple, or None for all)."""
+        kept = _with_ones(a.shape, axis)
+        return a.sum(axis=axis, keepdims=keepdims), (lambda g: g.reshape(kept) + backend.of(a).xp.zeros_like(a),)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        """Mean over `axis` (an int, a tuple, or None for all); NaN where there is nothing to average."""
+        count = self.data.size // max(1, math.prod(_with_ones(self.shape, axis))) if self.data.size else 0
+        return self.sum(axis=axis, keepdims=keepdims) * (1 / count if count else math.nan)
+
+    @op
+    def max(a: Array, axis: int | None = None, keepdims: bool = False) -> ValueAndPullbacks:
+        """Maximum over `axis` (an int, or None for all). The gradient goes to the first of equal maxima.
+
+        >>> x = Tensor([[1.0, 5.0], [7.0, 7.0]], requires_grad=True)
+        >>> x.max(axis=1).sum().backward()
+        >>> x.grad
+        array([[0., 1.],
+               [1., 0.]])
+        """
+        xp, kept = backend.of(a).xp, _with_ones(a.shape, axis)
+        along, i = (a.reshape(-1), 0) if axis is None else (a, axis % a.ndim)
+        winner = xp.expand_dims(along.argmax(axis=i), i)
+        places = xp.arange(along.shape[i]).reshape(-1, *(1,) * (along.ndim - 1 - i))
+
+        def to_winner(g):
+            g = g.reshape((1,) * along.ndim if axis is None else kept)
+            return xp.where(places == winner, g, xp.zeros_like(g)).reshape(a.shape)
+
+        return a.max(axis=axis, keepdims=keepdims), (to_winner,)
+
+    @op
+    def __getitem__(a: Array, index: Any) -> ValueAndPullbacks:
+        """NumPy's indexing, by slices, integers, None, and arrays of integers or booleans.
+
+        >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+        >>> x[[0, 2, 2]].sum().backward()
+        >>> x.grad
+        array([1., 0., 2.])
+        """
+
+        def scatter(g):
+            taken = np.zeros(a.shape, a.dtype)
+            parts = tuple(map(_on_host, index)) if isinstance(index, tuple) else _on_host(index)
+            np.add.at(taken, parts, backend.to_host(g))  # on the host, in order: an element may be taken twice
+            return backend.of(a).asarray(taken)
+
+        return a[index], (scatter,)
+
+    @op
+    def reshape(a: Array, *shape: int) -> ValueAndPullbacks:
         """The same numbers in logical (C) order in another shape; one dimension may be -1."""
         return a.reshape(*shape), (lambda g: g.reshape(a.shape),)
 
-    def backward(self, seed=None):
+    @op
+    def transpose(a: Array, *axes: int) -> ValueAndPullbacks:
+        """The axes in another order."""
+        back = np.argsort([i % a.ndim for i in axes]).tolist()
+        return a.transpose(*axes), (lambda g: g.transpose(*back),)
+
+    @property
+    def T(self) -> Tensor:
+        """The axes reversed: of a matrix (N, D) its transpose (D, N)."""
+        return self.transpose(*reversed(range(self.ndim)))
+
+    def backward(self, cotangent: Array = None) -> None:
         """Add the gradient to `.grad` of every leaf that requires it.
 
-        seed: the cotangent of this tensor, an array like data; may be left out for a scalar. Raises ValueError where
-        the seed is missing or has another shape or dtype.
+        cotangent: of this tensor, an array like data; may be left out for a scalar. Raises ValueError where it is
+        missing or has another shape or dtype.
         """
-        for leaf, g in _cotangents(self, seed, None).items():
+        for leaf, g in _cotangents(self, cotangent, None).items():
             leaf.grad = g if leaf.grad is None else leaf.grad + g
 
 
-def grad(output, inputs, seed=None):
+def _on_host(index: Any) -> Any:
+    return index if isinstance(index, (int, slice, type(None), type(Ellipsis))) else backend.to_host(index)
+
+
+def _with_ones(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+    """The shape of a reduction over `axis` that keeps the reduced axes, with size 1."""
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    reduced = {i % len(shape) for i in axes}
+    return tuple(1 if i in reduced else n for i, n in enumerate(shape))
+
+
+def grad(output: Tensor, inputs: Sequence[Tensor], cotangent: Array = None) -> list[Array]:
     """Gradients of `output` with respect to the Tensors `inputs`, and nothing else: no other pullback is called.
 
-    seed as in Tensor.backward. Returns a list of arrays; no `.grad` is touched. Raises ValueError where an input has
-    no path to the output.
+    cotangent as in Tensor.backward. Returns a list of arrays; no `.grad` is touched. Raises ValueError where an input
+    has no path to the output.
+
+    >>> x = Tensor([3.0], requires_grad=True)
+    >>> grad((x * x).sum(), [x])
+    [array([6.])]
     """
-    found = _cotangents(output, seed, set(inputs))
+    found = _cotangents(output, cotangent, set(inputs))
     missing = [i for i, tensor in enumerate(inputs) if tensor not in found]
     if missing:
         raise ValueError(f"input {missing[0]} does not lead to the output: was it made with requires_grad=True?")
     return [found[tensor] for tensor in inputs]
 
 
-def _topological_order(output):
+def _topological_order(output: Tensor) -> list[Tensor]:
     """Every tensor that the output was made from, arguments before results; iterative, for graphs of any depth."""
-    order, seen, stack = [], set(), [(output, False)]
+    order: list[Tensor] = []
+    seen: set[Tensor] = set()
+    stack = [(output, False)]
     while stack:
         tensor, finished = stack.pop()
         if finished:
@@ -195,37 +346,44 @@ def _topological_order(output):
     return order
 
 
-def _cotangents(output, seed, inputs):
+def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | None) -> dict[Tensor, Array]:
     """Cotangents of the leaves (inputs=None) or of the given tensors. The sums stay here, beside the graph."""
     if not output.requires_grad:
         raise ValueError("backward on a tensor that no tensor with requires_grad=True leads to (or under no_grad)")
-    if seed is None:
+    if cotangent is None:
         if output.data.size != 1:
-            raise ValueError(f"backward on a tensor of shape {output.shape} needs a seed of that shape")
-        seed = backend.of(output.data).xp.ones_like(output.data)
-    if seed.shape != output.shape or seed.dtype != output.dtype:
-        raise ValueError(f"seed is {seed.dtype}{seed.shape}, the tensor is {output.dtype}{output.shape}")
+            raise ValueError(f"backward on a tensor of shape {output.shape} needs a cotangent of that shape")
+        cotangent = backend.of(output.data).xp.ones_like(output.data)
+    if cotangent.shape != output.shape or cotangent.dtype != output.dtype:
+        raise ValueError(
+            f"the cotangent is {cotangent.dtype}{cotangent.shape}, the tensor is {output.dtype}{output.shape}"
+        )
+
+    def wanted(tensor: Tensor) -> bool:
+        return not tensor.edges if inputs is None else tensor in inputs
 
     order = _topological_order(output)
-    needed = set()
+    needed: set[Tensor] = set()
     for tensor in order:
-        wanted = not tensor.edges if inputs is None else tensor in inputs
-        if wanted or any(parent in needed for parent, _ in tensor.edges):
+        if wanted(tensor) or any(parent in needed for parent, _ in tensor.edges):
             needed.add(tensor)
 
-    sums, results = {output: seed}, {}
+    sums, results = {output: cotangent}, {}
     for tensor in reversed(order):
         if tensor not in sums:
             continue
         g = sums.pop(tensor)
-        if not tensor.edges if inputs is None else tensor in inputs:
+        if wanted(tensor):
             results[tensor] = g
-        for parent, pullback in tensor.edges:
-            if parent not in needed:
-                continue
+        edges = [(parent, pullback) for parent, pullback in tensor.edges if parent in needed]
+        if edges and tensor.shared:
+            g = tensor.shared(g)
+        for parent, pullback in edges:
             contribution = pullback(g)
-            assert contribution.shape == parent.shape and contribution.dtype == parent.dtype, (
-                f"pullback gave {contribution.dtype}{contribution.shape} for {parent.dtype}{parent.shape}"
-            )
+            if contribution.shape != parent.shape or contribution.dtype != parent.dtype:
+                raise TypeError(
+                    f"a pullback gave {contribution.dtype}{contribution.shape} "
+                    f"for an argument that is {parent.dtype}{parent.shape}"
+                )
             sums[parent] = sums[parent] + contribution if parent in sums else contribution
     return results

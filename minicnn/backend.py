@@ -1,7 +1,8 @@
-"""Which array module, which pillar, to the device and back.
+"""Which array module, which backend functions, to the device and back.
 
-A backend is a name, an array module, its array type and a pillar of operations. An array tells by its type where it
-lives, so no operation branches on the device. Tests register a third backend that runs the CUDA sources on the CPU.
+A backend is a name, an array module, its array type and its functions: those of cpu.py or of cuda.py. An array tells by
+its type where it lives, so no operation branches on the device. Tests register a third backend that runs the CUDA
+sources on the CPU.
 """
 
 from typing import Any, NamedTuple
@@ -9,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import cpu
-from minicnn.cuda import DeviceError, cupy_pillar
+from minicnn.cuda import DeviceError, open_cuda
 
 
 class Backend(NamedTuple):
     name: str
     xp: Any
     array: type
-    kernels: Any
+    functions: Any
 
-    def asarray(self, values, dtype=None):
+    def asarray(self, values: Any, dtype: Any = None) -> Any:
         """`values` (host or device array, sequence) as an array of this backend, copied only where needed."""
         return self.xp.asarray(to_host(values) if not isinstance(values, self.array) else values, dtype=dtype)
 
@@ -26,23 +27,23 @@ class Backend(NamedTuple):
 _backends = {"cpu": Backend("cpu", np, np.ndarray, cpu)}
 
 
-def register(backend):
+def register(backend: Backend) -> Backend:
     """Make a backend known to `get` and `of`."""
     _backends[backend.name] = backend
     return backend
 
 
-def get(name):
+def get(name: str) -> Backend:
     """The backend "cpu" or "cuda". Raises DeviceError for another name, or where CuPy, a GPU or a driver is missing."""
     if name == "cuda" and name not in _backends:
-        kernels = cupy_pillar()
-        return register(Backend("cuda", kernels.xp, kernels.xp.ndarray, kernels))
+        functions = open_cuda()
+        return register(Backend("cuda", functions.xp, functions.xp.ndarray, functions))
     if name not in _backends:
         raise DeviceError(f"unknown device {name!r}: choose cpu or cuda")
     return _backends[name]
 
 
-def of(array):
+def of(array: Any) -> Backend:
     """The backend that an array lives on; the most specific type wins. Raises TypeError for what is no array."""
     for backend in reversed(_backends.values()):
         if isinstance(array, backend.array):
@@ -50,9 +51,9 @@ def of(array):
     raise TypeError(f"expected an array of one of {', '.join(_backends)}, got {type(array).__name__}")
 
 
-def to_host(array):
+def to_host(array: Any) -> np.ndarray:
     """A NumPy array with the values of any backend's array, of a number or of a sequence."""
     for backend in reversed(_backends.values()):
         if isinstance(array, backend.array):
-            return array if backend.xp is np else backend.xp.asnumpy(array)
+            return np.asarray(array) if backend.xp is np else backend.xp.asnumpy(array)
     return np.asarray(array)

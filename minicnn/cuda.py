@@ -1,28 +1,26 @@
-"""The CUDA pillar: the functions of cpu.py as methods that launch kernels/*.cu.
+"""The backend functions on CUDA: those of cpu.py, as methods that launch kernels/*.cu.
 
-What is where. The arithmetic is in kernels/, one file per operation, forward and gradient together; here is only what
-a launch needs: output arrays, the division of the work into blocks, the check of every argument. `Cuda` is given an
-array module and a loader, so that the same launches run on CuPy and, in the tests, on an emulator without a GPU.
-`KERNELS` says which parameters each kernel takes and for which types it exists; both the launch check and the compile
-matrix go by it.
+The arithmetic is in kernels/, one file per operation. Here is what a launch needs: output arrays, the division of the
+work into blocks, the check of every argument. `Cuda` is given an array module and a loader, so that the same launches
+run on CuPy and, in the tests, on an emulator without a GPU. `KERNELS` says which parameters each kernel takes and for
+which types it exists; the launch check and the compile matrix both go by it.
 
-Why so. A training step of the paper's network at batch 128 is 7.6 GFLOP in about 70 launches, so launches cost as much
-as arithmetic: nothing here waits for the device, and `capture` records a whole step as one CUDA graph. What changes
-from step to step (step counter, learning rate, permutation) is read from device memory. How the work is divided, and
-with it the order of every sum, follows from the shapes alone, never from the device: the same bits on every run.
+A training step of the paper's network at batch 128 is 7.6 GFLOP in about 70 launches, so launches cost as much as
+arithmetic: nothing here waits for the device, and `capture` records a whole step as one CUDA graph. What changes from
+step to step (step counter, learning rate, permutation) is read from device memory. How the work is divided, and with it
+the order of every sum, follows from the shapes alone, never from the device: the same bits on every run.
 """
 
 import contextlib
 import hashlib
 import math
+import operator
 from pathlib import Path
 
 import numpy as np
 
-from minicnn import cpu
-
 # Parameters: T, L an array of the first, second template type; U, I, B, D an array of uint32, int32, uint8, float64;
-# t a scalar of the first template type; i, l, u, q a scalar of int32, int64, uint32, uint64.
+# t a scalar of the first template type; i, l, u, q a scalar of int32, int64, uint32, uint64; a name one of STRUCTS.
 _REAL = ("float", "double")
 _LABELLED = tuple(f"{real}, {label}" for real in _REAL for label in ("int", "long long"))
 _TARGETED = _LABELLED + tuple(f"{real}, {real}" for real in _REAL)
@@ -30,10 +28,11 @@ _LAYOUTS = tuple(f"{real}, {which}" for real in _REAL for which in ("false, fals
 KERNELS = {
     "batch.cu": {"gather": ("TIUTlu", (*_REAL, "int")), "accumulate": ("DTl", _REAL)},
     "conv2d.cu": {
-        "correlate3x3": ("TTTT" + 18 * "i", _REAL),
-        "correlate": ("TTTTl" + 14 * "i", _REAL),
-        "weight_grad3x3": ("TTT" + 14 * "i", _REAL),
-        "weight_grad": ("TTT" + 11 * "i", _REAL),
+        "correlate": ((*"TTTT", "Correlation"), _REAL),
+        "weight_grad": ((*"TTT", "Convolution"), _REAL),
+        "input_grad_one_channel": ((*"TTT", "Convolution"), _REAL),
+        "correlate3x3": ((*"TTTT", "TiledCorrelation"), _REAL),
+        "weight_grad3x3": ((*"TTT", "TiledWeightGrad"), _REAL),
     },
     "dense.cu": {"product": ("TTTTiiiii", _LAYOUTS)},
     "dropout.cu": {"dropout": ("TTlUuuuqt", _REAL)},
@@ -41,7 +40,6 @@ KERNELS = {
     "nesterov.cu": {"nesterov_step": ("TTTTltt", _REAL), "advance": ("U", ("",))},
     "reduce.cu": {"sum_parts": ("TTTliii", _REAL), "bias_grad": ("TTiii", _REAL)},
     "relu.cu": {"relu": ("TTl", _REAL), "relu_grad": ("TTTl", _REAL)},
-    "saliency.cu": {"saliency_end": ("TTTT" + 9 * "i", _REAL)},
     "softmax.cu": {
         "softmax": ("TTiit", _REAL),
         "softmax_grad": ("TTTiit", _REAL),
@@ -49,9 +47,18 @@ KERNELS = {
         "log_softmax_grad": ("TTTiit", _REAL),
         "cross_entropy": ("TLTiit", _TARGETED),
         "cross_entropy_grad": ("TTLTiit", _TARGETED),
-        "saliency_seed": ("TLTTiititt", _LABELLED),
+        "saliency_cotangent": ("TLTTiititt", _LABELLED),
     },
 }
+
+_CONVOLUTION = "N C H W O P Q kernel_height kernel_width top left"
+_FIELDS = {  # of the structs in conv2d.cu, all of them int
+    "Convolution": _CONVOLUTION,
+    "Correlation": f"{_CONVOLUTION} flipped epilogue",
+    "TiledCorrelation": f"{_CONVOLUTION} flipped epilogue block_images patch_rows patch_columns split chunk",
+    "TiledWeightGrad": f"{_CONVOLUTION} block_channels band_rows band_columns g_plane x_plane",
+}
+STRUCTS = {struct: np.dtype([(f, np.int32) for f in _FIELDS[struct].split()], align=True) for struct in _FIELDS}
 _FILE_OF = {kernel: file for file, kernels in KERNELS.items() for kernel in kernels}
 _TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "long long": np.int64}
 _C_NAMES = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
@@ -59,7 +66,7 @@ _ARRAYS = {"U": np.uint32, "I": np.int32, "B": np.uint8, "D": np.float64}
 _SCALARS = {"i": np.int32, "l": np.int64, "u": np.uint32, "q": np.uint64}
 
 _SHARED_BYTES = 48 * 1024  # what every GPU since sm_50 gives a block
-_PLAIN, _BIAS, _BIAS_RELU = 0, 1, 2  # the kernels' Epilogue
+_PLAIN, _BIAS, _RELU = 0, 1, 2  # the kernels' Epilogue, to be added up
 _WEIGHT_GRAD_BLOCKS = 256  # about two for each multiprocessor of a large GPU
 _PRODUCT_BLOCKS = 128
 
@@ -101,8 +108,8 @@ class CupyLoader:
         return self._cupy.RawModule(code=source, options=options, name_expressions=names)
 
 
-def cupy_pillar():
-    """The pillar on the GPU that CuPy finds. Raises DeviceError where CuPy, a recent driver or a GPU is missing."""
+def open_cuda():
+    """The backend functions on the GPU that CuPy finds. Raises DeviceError where CuPy, a driver or a GPU is missing."""
     try:
         import cupy
     except ImportError as error:
@@ -121,20 +128,17 @@ def cupy_pillar():
             f"{built_for // 1000}: update the driver{older_cupy}"
         )
     try:
-        devices = runtime.getDeviceCount()
+        devices, reason = runtime.getDeviceCount(), ""
     except runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"device cuda needs an NVIDIA GPU, the driver offers none ({error}): use device cpu"
-        ) from None
-    if devices == 0:
-        raise DeviceError("device cuda needs an NVIDIA GPU, the driver offers none: use device cpu")
+        devices, reason = 0, f" ({error})"
+    if not devices:
+        raise DeviceError(f"device cuda needs an NVIDIA GPU, the driver offers none{reason}: use device cpu")
     return Cuda(cupy, CupyLoader(cupy))
 
 
 class _Replay:
     """A step that is recorded once. The first call runs it as it is, which compiles every kernel and fills a memory
-    pool of its own; the second records it as a CUDA graph, and from then on a call launches that graph. So every call
-    is one step, and the state that a step changes is never run over twice."""
+    pool of its own; the second records it as a CUDA graph and launches that; every later call launches it again."""
 
     def __init__(self, xp, function):
         self._cuda, self._function = xp.cuda, function
@@ -173,9 +177,16 @@ def _odd_quads(count):
     return 4 * (_ceil_div(count, 4) | 1)
 
 
+def _sizes(x_shape, y_shape, kernel, offset):
+    """The fields of struct Convolution, x (N, C, H, W) and y (N, O, P, Q)."""
+    (n, c, h, w), (_, o, p, q), (top, left) = x_shape, y_shape, offset
+    sizes = {"N": n, "C": c, "H": h, "W": w, "O": o, "P": p, "Q": q, "top": top, "left": left}
+    return sizes | {"kernel_height": kernel[0], "kernel_width": kernel[1]}
+
+
 def _correlate_tiles(channels, rows, columns, itemsize):
-    """How correlate3x3 divides its work: images a block, rows and columns of 2x2 patches a tile, groups of threads that
-    share the channels, channels a chunk, bytes of shared memory."""
+    """How correlate3x3 divides its work: the fields of struct TiledCorrelation (images a block, rows and columns of 2x2
+    patches a tile, groups of threads that share the channels, channels a chunk), and bytes of shared memory."""
     patch_rows, patch_columns = _ceil_div(rows, 2), _ceil_div(columns, 2)
     patch_columns = _ceil_div(patch_columns, _ceil_div(patch_columns, 16))
     patch_rows = _ceil_div(patch_rows, _ceil_div(patch_rows, 96 // patch_columns))
@@ -186,12 +197,13 @@ def _correlate_tiles(channels, rows, columns, itemsize):
     channel_bytes = 2 * itemsize * (plane + 9 * 36)
     chunk = min(8, channels, (_SHARED_BYTES - 4 * plane) // channel_bytes) // split * split
     exchange = 32 * group * itemsize if split > 1 else 0
-    return images, patch_rows, patch_columns, split, chunk, max(chunk * channel_bytes + 4 * plane, exchange)
+    tiles = {"block_images": images, "patch_rows": patch_rows, "patch_columns": patch_columns}
+    return tiles | {"split": split, "chunk": chunk}, max(chunk * channel_bytes + 4 * plane, exchange)
 
 
 def _weight_grad_tiles(channels, rows, columns, itemsize):
-    """How weight_grad3x3 divides its work: channels a block, rows and columns of a band, distances of two planes of g
-    and of x in shared memory, bytes of it."""
+    """How weight_grad3x3 divides its work: the fields of struct TiledWeightGrad (channels a block, rows and columns of
+    a band, distances of two planes of g and of x in shared memory), and bytes of shared memory."""
     band_columns = 4 * _ceil_div(columns, 4)
     band_columns = 4 * _ceil_div(band_columns // 4, _ceil_div(band_columns, 32))
     block_channels = min(32, 1 << (channels - 1).bit_length())
@@ -208,11 +220,13 @@ def _weight_grad_tiles(channels, rows, columns, itemsize):
     band_rows = max(r for r in range(1, min(rows, 64) + 1) if size(r) <= _SHARED_BYTES)
     band_rows = _ceil_div(rows, _ceil_div(rows, band_rows))
     exchange = 36 * 128 * itemsize if block_channels < 32 else 0
-    return block_channels, band_rows, band_columns, *planes(band_rows), max(size(band_rows), exchange)
+    tiles = {"block_channels": block_channels, "band_rows": band_rows, "band_columns": band_columns}
+    tiles["g_plane"], tiles["x_plane"] = planes(band_rows)
+    return tiles, max(size(band_rows), exchange)
 
 
 class Cuda:
-    """The pillar of functions of cpu.py, which documents them; arrays are those of `xp`.
+    """The backend functions, which cpu.py documents; arrays are those of `xp`.
 
     xp: CuPy, or a module with its functions. loader(path, name_expressions): a module of the kernels in a .cu file,
     called as cupy.RawModule is. Every function raises TypeError for arrays that are not on the device or whose types
@@ -234,8 +248,8 @@ class Cuda:
     def _launch(self, kernel, types, grid, block, *arguments, shared_mem=0):
         """Launch kernel<types> after a check of every argument; with an empty grid there is nothing to do.
 
-        Arrays must be on the device, C-contiguous and of the parameter's type; Python numbers are passed as scalars of
-        the parameter's exact width, which CuPy would not do by itself.
+        Arrays must be on the device, C-contiguous and of the parameter's type. A Python number is passed as a scalar of
+        the parameter's exact width, which CuPy would not do by itself, a dict of a struct's fields as that struct.
         """
         parameters, instances = KERNELS[_FILE_OF[kernel]][kernel]
         if types not in instances:
@@ -243,16 +257,25 @@ class Cuda:
         names = dict(zip("TL", types.split(", "), strict=False))
         passed = []
         for position, (kind, argument) in enumerate(zip(parameters, arguments, strict=True)):
-            if kind == "t":
+            what = f"{kernel}, argument {position}"
+            if kind in STRUCTS:
+                passed.append(self._structure(argument, kind, what))
+            elif kind == "t":
                 passed.append(_TYPES[names["T"]](argument))
             elif kind in _SCALARS:
                 passed.append(_SCALARS[kind](argument))
             else:
-                wanted = np.dtype(_ARRAYS.get(kind) or _TYPES[names[kind]])
-                self._check_array(argument, wanted, f"{kernel}, argument {position}")
+                self._check_array(argument, np.dtype(_ARRAYS.get(kind) or _TYPES[names[kind]]), what)
                 passed.append(argument)
         if 0 not in grid:
             self._function(kernel, types)(grid, block, tuple(passed), shared_mem=shared_mem)
+
+    def _structure(self, values, struct, what):
+        """The struct as CuPy takes it by value: a NumPy array of size one, on the host."""
+        fields = STRUCTS[struct].names
+        if set(values) != set(fields):
+            raise TypeError(f"{what}: {struct} has the fields {', '.join(fields)}, got {', '.join(values)}")
+        return np.array(tuple(operator.index(values[field]) for field in fields), STRUCTS[struct])
 
     def _check_array(self, array, dtype, what):
         if not isinstance(array, self.xp.ndarray):
@@ -292,61 +315,53 @@ class Cuda:
     def _per_row(self, kernel, types, rows, *arguments):
         self._launch(kernel, types, (_ceil_div(rows, 128),), (128,), *arguments)
 
-    def _correlate(self, x, w, bias, epilogue, shape_out, offset, strides, flipped):
+    def _correlate(self, x, w, bias, shape_out, offset, flipped, epilogue):
         """sum over channels and taps of x, shifted, times w: both ways through a convolution (conv2d.cu)."""
-        y = self.xp.empty(shape_out, x.dtype)
-        (n, c, h, width), (_, o, p, q) = x.shape, shape_out
-        sizes, sum_over, t = (c, h, width, o, p, q), (*offset, *strides, flipped, epilogue), self._type(x)
-        if w.shape[2:] != (3, 3):
-            arguments = (x, w, bias, y, y.size, *sizes, *w.shape[2:], *sum_over)
-            self._launch("correlate", t, (_ceil_div(y.size, 256),), (256,), *arguments)
+        y, kernel = self.xp.empty(shape_out, x.dtype), w.shape[2:]
+        fields = _sizes(x.shape, shape_out, kernel, offset) | {"flipped": flipped, "epilogue": epilogue}
+        if kernel != (3, 3):
+            self._launch("correlate", self._type(x), (_ceil_div(y.size, 256),), (256,), x, w, bias, y, fields)
         elif y.size:
-            images, rows, columns, split, chunk, shared = _correlate_tiles(c, p, q, x.dtype.itemsize)
-            tiles = _ceil_div(p, 2 * rows) * _ceil_div(q, 2 * columns)
-            grid, block = (_ceil_div(n, images) * tiles, _ceil_div(o, 32)), (4 * images * rows * columns * split,)
-            arguments = (x, w, bias, y, n, *sizes, *sum_over, images, rows, columns, split, chunk)
-            self._launch("correlate3x3", t, grid, block, *arguments, shared_mem=shared)
+            (n, c), (_, o, p, q) = x.shape[:2], shape_out
+            tiles, shared = _correlate_tiles(c, p, q, x.dtype.itemsize)
+            images, rows, columns = tiles["block_images"], tiles["patch_rows"], tiles["patch_columns"]
+            blocks = _ceil_div(n, images) * _ceil_div(p, 2 * rows) * _ceil_div(q, 2 * columns)
+            grid, block = (blocks, _ceil_div(o, 32)), (4 * images * rows * columns * tiles["split"],)
+            self._launch("correlate3x3", self._type(x), grid, block, x, w, bias, y, fields | tiles, shared_mem=shared)
         return y
 
-    def conv2d(self, x, w, b, padding, relu):
-        x, w, b = self._inputs(x, w, b)
-        o, c, *kernel = w.shape
-        size_out = [cpu.output_size(s, k, padding) for s, k in zip(x.shape[2:], kernel, strict=True)]
-        offset = [cpu.pad_before(k, padding) for k in kernel]
-        taps = math.prod(kernel)
-        epilogue = _BIAS_RELU if relu else _BIAS
-        return self._correlate(x, w, b, epilogue, (len(x), o, *size_out), offset, (c * taps, taps), False)
-
-    def conv2d_input_grad(self, g, w, x_shape, padding):
-        g, w = self._inputs(g, w)
-        o, c, *kernel = w.shape
-        offset = [k - 1 - cpu.pad_before(k, padding) for k in kernel]
-        taps = math.prod(kernel)
-        return self._correlate(g, w, w, _PLAIN, tuple(x_shape), offset, (taps, c * taps), True)
-
-    def conv2d_window(self, x, w, size_out, offset):
+    def conv2d(self, x, w, b, size_out, offset, relu):
         x, w = self._inputs(x, w)
-        o, c, *kernel = w.shape
-        taps = math.prod(kernel)
-        return self._correlate(x, w, w, _PLAIN, (len(x), o, *size_out), offset, (c * taps, taps), False)
+        epilogue = (_PLAIN if b is None else _BIAS) | (_RELU if relu else _PLAIN)
+        b = w if b is None else self._inputs(b)  # an array there must be, though it is not read
+        return self._correlate(x, w, b, (len(x), len(w), *size_out), offset, False, epilogue)
 
-    def conv2d_weight_grad(self, x, g, w_shape, padding):
+    def conv2d_input_grad(self, g, w, size, offset):
+        g, w = self._inputs(g, w)
+        shape, kernel = (len(g), w.shape[1], *size), w.shape[2:]
+        if w.shape[1] > 1:
+            offset = [k - 1 - before for k, before in zip(kernel, offset, strict=True)]
+            return self._correlate(g, w, w, shape, offset, True, _PLAIN)
+        gx = self.xp.empty(shape, g.dtype)
+        fields = _sizes(shape, g.shape, kernel, offset)
+        self._per_element("input_grad_one_channel", gx, g, w, gx, fields)
+        return gx
+
+    def conv2d_weight_grad(self, x, g, kernel, offset):
         x, g = self._inputs(x, g)
-        (n, c, h, width), (_, o, p, q), kernel = x.shape, g.shape, tuple(w_shape[2:])
+        (n, c), (_, o, p, q) = x.shape[:2], g.shape
+        shape, fields, t = (o, c, *kernel), _sizes(x.shape, g.shape, kernel, offset), self._type(x)
         if not g.size:
-            return self.xp.zeros(w_shape, x.dtype)
-        offset = [cpu.pad_before(k, padding) for k in kernel]
-        sizes, t = (n, c, h, width, o, p, q), self._type(x)
-        if kernel != (3, 3):
-            gw = self.xp.empty(w_shape, x.dtype)
-            self._launch("weight_grad", t, (gw.size,), (256,), x, g, gw, *sizes, *kernel, *offset)
+            return self.xp.zeros(shape, x.dtype)
+        if tuple(kernel) != (3, 3):
+            gw = self.xp.empty(shape, x.dtype)
+            self._launch("weight_grad", t, (gw.size,), (256,), x, g, gw, fields)
             return gw
-        channels, rows, columns, *planes, shared = _weight_grad_tiles(c, p, q, x.dtype.itemsize)
-        tiles = _ceil_div(o, 32) * _ceil_div(c, channels)
-        units = n * _ceil_div(p, rows) * _ceil_div(q, columns)
-        parts = self.xp.empty((min(units, max(1, _WEIGHT_GRAD_BLOCKS // tiles)), *w_shape), x.dtype)
-        arguments = (x, g, parts, *sizes, *offset, channels, rows, columns, *planes)
-        self._launch("weight_grad3x3", t, (tiles, len(parts)), (256,), *arguments, shared_mem=shared)
+        tiles, shared = _weight_grad_tiles(c, p, q, x.dtype.itemsize)
+        blocks = _ceil_div(o, 32) * _ceil_div(c, tiles["block_channels"])
+        units = n * _ceil_div(p, tiles["band_rows"]) * _ceil_div(q, tiles["band_columns"])
+        parts = self.xp.empty((min(units, max(1, _WEIGHT_GRAD_BLOCKS // blocks)), *shape), x.dtype)
+        self._launch("weight_grad3x3", t, (blocks, len(parts)), (256,), x, g, parts, fields | tiles, shared_mem=shared)
         return self._sum_parts(parts)
 
     def _sum_parts(self, parts, bias=None, epilogue=_PLAIN):
@@ -384,7 +399,7 @@ class Cuda:
 
     def dense(self, x, w, b, relu):
         x, w, b = self._inputs(x, w, b)
-        epilogue = _BIAS_RELU if relu else _BIAS
+        epilogue = _BIAS | _RELU if relu else _BIAS
         return self._product(x, w, len(x), w.shape[1], len(w), "false, false", b, epilogue)
 
     def dense_input_grad(self, g, w):
@@ -410,8 +425,6 @@ class Cuda:
         return gx
 
     def max_pool2d(self, x, size):
-        if not 1 <= size <= 16 or size > min(x.shape[2:]):
-            raise ValueError(f"pool size must be 1 to 16 and at most the image's {x.shape[2:]}, got {size}")
         x = self._inputs(x)
         n, c, h, w = x.shape
         shape = (n, c, h // size, w // size)
@@ -420,8 +433,6 @@ class Cuda:
         return y, winner
 
     def max_pool2d_grad(self, g, x, y, winner, size, ties):
-        if ties not in ("first", "all"):
-            raise ValueError(f"ties must be 'first' or 'all', got {ties!r}")
         g, x, y, winner = self._inputs(g, x, y, winner)
         (n, c, h, w), gx = x.shape, self.xp.empty(x.shape, g.dtype)
         arguments = (g, x, y, winner, gx, n * c, h, w, size, ties == "all")
@@ -461,26 +472,13 @@ class Cuda:
         self._per_row("cross_entropy_grad", types, len(z), g, z, target, gz, *z.shape, T)
         return gz
 
-    def saliency_seed(self, z, labels, T, arithmetic):
-        if arithmetic not in ("plain", "scaled"):
-            raise ValueError(f"arithmetic must be 'plain' or 'scaled', got {arithmetic!r}")
+    def saliency_cotangent(self, z, labels, T, arithmetic):
         z, labels = self._inputs(z), self._labels(labels)
         g, log10_scale = self.xp.empty(z.shape, z.dtype), self.xp.empty(len(z), z.dtype)
         types = f"{self._type(z)}, {self._type(labels)}"
         scalars = (*z.shape, T, arithmetic == "scaled", math.log(T), math.log(10))
-        self._per_row("saliency_seed", types, len(z), z, labels, g, log10_scale, *scalars)
+        self._per_row("saliency_cotangent", types, len(z), z, labels, g, log10_scale, *scalars)
         return g, log10_scale
-
-    def saliency_end(self, g, w, x_shape, padding):
-        if x_shape[1] != 1:
-            raise ValueError(f"a saliency map has one channel, the images have {x_shape[1]}")
-        g, w = self._inputs(g, w)
-        (n, o, p, q), (_, _, h, width), kernel = g.shape, x_shape, w.shape[2:]
-        maps, summary = self.xp.empty((n, h, width), g.dtype), self.xp.empty((n, 4), g.dtype)
-        offset = [cpu.pad_before(k, padding) for k in kernel]
-        arguments = (g, w, maps, summary, o, p, q, h, width, *kernel, *offset)
-        self._launch("saliency_end", self._type(g), (n,), (256,), *arguments)
-        return maps, summary
 
     def dropout(self, x, rate, seed, layer, step):
         x = self._inputs(x)
@@ -488,7 +486,10 @@ class Cuda:
         key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
         arguments = (x, y, x.size, step, layer, *key, round((1 - rate) * 2**32), 1 / (1 - rate))
         self._per_element("dropout", x, *arguments, each=4)
-        return y
+        return y, None  # the gradient recomputes the mask
+
+    def dropout_grad(self, g, kept, rate, seed, layer, step):
+        return self.dropout(g, rate, seed, layer, step)[0]
 
     def nesterov_step(self, w, velocity, g, lr, momentum, l2):
         g, lr = self._inputs(g), self._scalar(lr, w.dtype)
@@ -523,6 +524,5 @@ class Cuda:
         return [job(item) for item in items]
 
     def capture(self, function):
-        """A callable that takes the step `function()` once a call: at first as it is, then as one captured CUDA graph,
-        whose bits are the same (see _Replay)."""
+        """A callable that takes the step `function()` once a call, as a CUDA graph with the same bits (see _Replay)."""
         return _Replay(self.xp, function)

@@ -4,14 +4,18 @@
 (into the cache), and always checks the SHA-256 of its uncompressed bytes. `load("digits")` needs no files.
 """
 
-import gzip
+from __future__ import annotations
+
 import hashlib
 import math
 import os
+import queue
 import struct
+import threading
+import time
 import urllib.request
 import zlib
-from http.client import HTTPException
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +28,9 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 TIMEOUT = 30  # seconds without a byte before a mirror counts as failed
+TOTAL_TIME = 600  # seconds that a mirror has for a file
 
+Progress = Callable[[str, int, "int | None"], None]
 
 MNIST_FILES = {  # name: sizes in the IDX header, SHA-256 of the uncompressed bytes
     "train-images-idx3-ubyte": (
@@ -62,7 +68,7 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
 
 
-def load(name, validation=None, progress=None):
+def load(name: str, validation: int | None = None, progress: Progress | None = None) -> Dataset:
     """Load a data set, the last `validation` training samples set apart for validation.
 
     name        "digits": 1,500 training and 297 test images; validation 0 by default.
@@ -123,54 +129,67 @@ def _scaled(pixels):
 
 def _mnist_file(name, progress):
     """One MNIST file as a uint8 array, from the first place that has it; a damaged file there is an error."""
-    for folder in filter(None, (_data_folder(), _cache_folder())):
-        for path in (folder / f"{name}.gz", folder / name):
-            try:
-                contents = path.read_bytes()
-                return _parse(name, _gunzip(contents) if path.suffix == ".gz" else contents)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except (OSError, DataError) as error:
-                raise DataError(f"MNIST file {path} {_reason(error)}; replace it: {_where_to_put()}") from error
+    for folder in _folders():
+        for spelling in (name, name.replace("-idx", ".idx")):  # as some archives unpack it
+            for path in (folder / f"{spelling}.gz", folder / spelling):
+                try:
+                    return _parse(name, path.read_bytes())
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                except (OSError, DataError) as error:
+                    raise DataError(f"MNIST file {path} {_reason(error)}; replace it: {_where_to_put()}") from error
     return _download(name, progress)
 
 
-def _data_folder():
-    data = os.environ.get("MINICNN_DATA")
-    return Path(data, "mnist") if data else None
+def _folders() -> Iterator[Path]:
+    """Where the files may lie; the cache is asked for only where the data folder has not all of them."""
+    if data := os.environ.get("MINICNN_DATA"):
+        yield Path(data).expanduser() / "mnist"
+    yield _cache_folder()
 
 
-def _cache_folder():
-    cache = os.environ.get("MINICNN_CACHE")
-    if not cache:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minicnn")
-    return Path(cache, "mnist")
+def _cache_folder() -> Path:
+    """Raises DataError where there is no home to keep a cache in."""
+    try:
+        cache = os.environ.get("MINICNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minicnn"
+        return Path(cache).expanduser() / "mnist"
+    except RuntimeError:
+        raise DataError("no home folder to keep MNIST in: set MINICNN_CACHE, or MINICNN_DATA, to a folder") from None
 
 
 def _where_to_put():
-    data = _data_folder() or "$MINICNN_DATA/mnist (MINICNN_DATA is not set)"
-    return f"put {', '.join(MNIST_FILES)} (each as it is or as .gz) in {data} or in {_cache_folder()}"
+    unset = "" if os.environ.get("MINICNN_DATA") else "$MINICNN_DATA/mnist (MINICNN_DATA is not set) or in "
+    folders = " or in ".join(map(str, _folders()))
+    return f"put {', '.join(MNIST_FILES)} (each as it is or as .gz) in {unset}{folders}"
 
 
 def _reason(error):
     return str(error) if isinstance(error, DataError) else f"cannot be read ({error})"
 
 
-def _gunzip(contents):
+def _gunzip(contents, size):
+    """At most `size` bytes and one more, by which a file that holds too much is known."""
+    decompressor = zlib.decompressobj(wbits=31)
     try:
-        return gzip.decompress(contents)
-    except EOFError:
-        raise DataError("is truncated") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
+        plain = decompressor.decompress(contents, size + 1)
+    except zlib.error as error:
         raise DataError(f"is not a sound gzip file ({error})") from error
+    if len(plain) <= size and not decompressor.eof:
+        raise DataError("is truncated")
+    return plain
 
 
 def _parse(name, contents):
-    """The array in an uncompressed IDX file, whose header, length and SHA-256 must be those of MNIST."""
+    """The array in an IDX file, gzipped or not, whose header, length and SHA-256 must be those of MNIST."""
     shape, sha256 = MNIST_FILES[name]
     header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)  # 0x08: unsigned bytes
+    if contents.startswith(b"\x1f\x8b"):
+        contents = _gunzip(contents, len(header) + math.prod(shape))
     if not contents.startswith(header):
-        raise DataError(f"has the IDX header {contents[: len(header)].hex() or '(empty)'}, not {header.hex()}")
+        found = contents[: len(header)].hex() or "(empty)"
+        if contents and not contents.startswith(b"\0\0"):
+            raise DataError(f"is not a sound gzip file, nor an IDX file: it begins with {found}")
+        raise DataError(f"has the IDX header {found}, not {header.hex()}")
     if len(contents) != len(header) + math.prod(shape):
         raise DataError(f"holds {len(contents)} bytes uncompressed, not {len(header) + math.prod(shape)}")
     found = hashlib.sha256(contents).hexdigest()
@@ -181,29 +200,66 @@ def _parse(name, contents):
 
 def _download(name, progress):
     """Fetch NAME.gz from the first mirror that gives a sound file, keep it in the cache, and return its array."""
-    failures = []
+    cache, failures = _cache_folder(), []
     for mirror in MIRRORS:
         url = f"{mirror}{name}.gz"
         try:
             contents = _fetch(url, name, progress)
-            array = _parse(name, _gunzip(contents))
-        except (OSError, HTTPException, DataError) as error:
+            array = _parse(name, contents)
+        except Exception as error:  # whatever a mirror does, the next one is tried
             failures.append(f"{url} {_reason(error)}")
             continue
-        _keep(_cache_folder() / f"{name}.gz", contents)
+        _keep(cache / f"{name}.gz", contents)
         return array
     raise DataError(f"MNIST file {name} is missing and no mirror gave it: {', '.join(failures)}; {_where_to_put()}")
 
 
 def _fetch(url, name, progress):
-    """The bytes at `url`; a connection cut short gives fewer of them, which the checks of the file then find."""
-    received = bytearray()
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        total = response.headers.get("Content-Length")
-        while chunk := response.read(1 << 16):
-            received += chunk
+    """The bytes at `url`; a connection cut short gives fewer of them, which the checks of the file then find.
+
+    Raises DataError for more bytes than the file has uncompressed, and after TOTAL_TIME.
+    """
+    limit, deadline = math.prod(MNIST_FILES[name][0]) + 2**10, time.monotonic() + TOTAL_TIME
+    pieces: queue.Queue = queue.Queue(maxsize=16)
+    stopped = threading.Event()
+
+    def put(piece):
+        while not stopped.is_set():
+            try:
+                return pieces.put(piece, timeout=1)
+            except queue.Full:
+                continue
+
+    def read():
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+                total = response.headers.get("Content-Length", "")
+                put(int(total) if total.isdigit() else None)
+                while not stopped.is_set() and (piece := response.read1(1 << 16)):
+                    put(piece)
+            put(b"")
+        except Exception as error:
+            put(error)
+
+    # A server that sends a byte now and then keeps its reader waiting without end: so the reader is not this thread.
+    threading.Thread(target=read, daemon=True).start()
+    received, total = bytearray(), None
+    try:
+        while (piece := pieces.get(timeout=max(0.0, deadline - time.monotonic()))) != b"":
+            if isinstance(piece, Exception):
+                raise piece
+            if not isinstance(piece, bytes):
+                total = piece
+                continue
+            received += piece
+            if len(received) > limit:
+                raise DataError(f"sends more than the {limit} bytes that {name} can have")
             if progress:
-                progress(name, len(received), total and int(total))
+                progress(name, len(received), total)
+    except queue.Empty:
+        raise DataError(f"did not send {name} within {TOTAL_TIME} seconds") from None
+    finally:
+        stopped.set()
     return bytes(received)
 
 

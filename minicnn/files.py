@@ -1,19 +1,66 @@
 """Files that are whole or not there at all, whenever the process ends."""
 
+from __future__ import annotations
+
+import contextlib
 import os
+import platform
+import secrets
+import stat
 from pathlib import Path
 
 
-def write_atomically(path, contents):
-    """Write bytes to `path` through a temporary file in the same folder, fsync and rename. Raises OSError."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def write_atomically(path: str | os.PathLike, contents: bytes) -> None:
+    """Write bytes to `path` through a temporary file in the same folder, fsync and rename.
+
+    A reader sees the old file or the new one. A symbolic link stays, its target is written; a file that was there keeps
+    its permissions; a pipe or a device is written to as it is. Raises OSError, which names the file.
+    """
+    target = Path(os.path.realpath(path))
     try:
-        with open(partial, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mode = target.stat().st_mode if target.exists() else None
+        if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            target.write_bytes(contents)
+            return
+        partial = target.with_name(_partial_name(target.name))
+        try:
+            with open(partial, "xb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+            if mode is not None:
+                partial.chmod(stat.S_IMODE(mode))
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _partial_name(name: str) -> str:
+    """Of no other thread, process or machine; a long name is cut, for file systems have a limit."""
+    return f".{name[:100]}.{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+
+
+def _machine() -> str:
+    return platform.node().replace(".", "-") or "localhost"
+
+
+def remove_abandoned(folder: str | os.PathLike) -> None:
+    """Delete what processes of this machine that are gone, killed while they wrote, have left in a folder."""
+    for partial in Path(folder).glob(f".*.{_machine()}.*.*.partial"):
+        process = partial.name.split(".")[-3]
+        if process.isdigit() and not _is_running(int(process)):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return True

@@ -8,13 +8,19 @@ A function whose kinks are within reach of a difference returns a Tensor and its
 which side of each kink the forward values lie, such as the signs at a ReLU or the winners of a pool.
 """
 
+from __future__ import annotations
+
 import contextlib
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import Tensor, grad, no_grad
+
+Function = Callable[..., Any]  # of Tensors, to a Tensor or to (Tensor, pattern)
+Arguments = Mapping[str, Any]  # name -> Tensor or array
 
 EPS = 1e-5
 TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
@@ -39,12 +45,19 @@ class Result(NamedTuple):
     replaced: int = 0
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         """Whether the error is within TOLERANCE; a NaN is not."""
         return self.error <= TOLERANCE[self.dtype]
 
 
-def check(function, arguments, eps=EPS, directions=3, cotangents=2, seed=0):
+def check(
+    function: Function,
+    arguments: Arguments,
+    eps: float | Mapping[str, float] = EPS,
+    directions: int = 3,
+    cotangents: int = 2,
+    seed: int = 0,
+) -> list[Result]:
     """Gradients against central differences (f(x + eps v) - f(x - eps v)) / (2 eps), one argument at a time.
 
     Each of `directions` random v is contracted with each of `cotangents` random cotangents u, all N(0, 1) and seeded,
@@ -54,12 +67,16 @@ def check(function, arguments, eps=EPS, directions=3, cotangents=2, seed=0):
 
     Returns a Result for each argument. Raises TypeError unless all are float64, and VacuousCheck where a gradient is
     exactly zero or half of the directions drawn cross a kink.
+
+    >>> results = check(lambda a, b: a.exp() @ b, {"a": np.eye(2), "b": np.eye(2)})
+    >>> [(result.argument, result.passed) for result in results]
+    [('a', True), ('b', True)]
     """
     tensors = _tensors(arguments)
     output, pattern = _call(function, tensors)
     rng = np.random.default_rng(seed)
-    seeds = [rng.standard_normal(output.shape) for _ in range(cotangents)]
-    gradients = [_gradients(output, tensors, u) for u in seeds]
+    contracted = [rng.standard_normal(output.shape) for _ in range(cotangents)]
+    gradients = [_gradients(output, tensors, u) for u in contracted]
     results = []
     for i, (name, tensor) in enumerate(zip(arguments, tensors, strict=True)):
         step = eps.get(name, EPS) if isinstance(eps, dict) else eps
@@ -74,7 +91,7 @@ def check(function, arguments, eps=EPS, directions=3, cotangents=2, seed=0):
                 if replaced >= directions:
                     raise VacuousCheck(f"{replaced} directions in {name} cross a kink: choose values farther from it")
                 v = stream.standard_normal(tensor.shape)
-            pairs = zip(seeds, by_argument, strict=True)
+            pairs = zip(contracted, by_argument, strict=True)
             errors += [_relative(np.sum(u * difference), np.sum(g * v)) for u, g in pairs]
         if pattern is None and output.data.size * tensor.data.size <= JACOBIAN_ENTRIES:
             errors.append(_jacobian_error(function, tensors, tensor, output, step))
@@ -82,7 +99,7 @@ def check(function, arguments, eps=EPS, directions=3, cotangents=2, seed=0):
     return results
 
 
-def check_float32(function, arguments, cotangents=2, seed=0):
+def check_float32(function: Function, arguments: Arguments, cotangents: int = 2, seed: int = 0) -> list[Result]:
     """Gradients in float32 against float64 ones of the same numbers, by max |a - b| / max |b| for each argument.
 
     The arguments and the random cotangents are first rounded to float32, so that both see the same numbers. Returns a
@@ -96,8 +113,8 @@ def check_float32(function, arguments, cotangents=2, seed=0):
         with _holding(tensors, [values.astype(dtype) for values in rounded]):
             output, pattern = _call(function, tensors)
             rng = np.random.default_rng(seed)
-            seeds = [rng.standard_normal(output.shape).astype(np.float32) for _ in range(cotangents)]
-            found.append([_gradients(output, tensors, u) for u in seeds])
+            contracted = [rng.standard_normal(output.shape).astype(np.float32) for _ in range(cotangents)]
+            found.append([_gradients(output, tensors, u) for u in contracted])
             patterns.append(pattern)
     if not _same(*patterns):
         raise VacuousCheck("float32 and float64 lie on two sides of a kink: choose values farther from it")
@@ -110,7 +127,7 @@ def check_float32(function, arguments, cotangents=2, seed=0):
     return results
 
 
-def nonlinearity(function, arguments, seed=0):
+def nonlinearity(function: Function, arguments: Arguments, seed: int = 0) -> float:
     """The worst relative error, over the arguments, of pullback(a u + b v) = a pullback(u) + b pullback(v)."""
     tensors = _tensors(arguments)
     output, _ = _call(function, tensors)
@@ -121,7 +138,7 @@ def nonlinearity(function, arguments, seed=0):
     return float(np.max([_relative(a * p + b * q, s) for s, p, q in zip(of_sum, of_u, of_v, strict=True)]))
 
 
-def repeats(function, arguments, seed=0):
+def repeats(function: Function, arguments: Arguments, seed: int = 0) -> bool:
     """Whether forward and backward, run again, and backward by each argument alone, give the same bits."""
     tensors = _tensors(arguments)
     (output, _), (again, _) = _call(function, tensors), _call(function, tensors)
@@ -153,8 +170,8 @@ def _call(function, tensors):
 
 def _gradients(output, tensors, cotangent):
     """Gradients by the tensors, on the host."""
-    seed = backend.of(output.data).asarray(cotangent, dtype=output.dtype)
-    return [backend.to_host(g) for g in grad(output, tensors, seed)]
+    cotangent = backend.of(output.data).asarray(cotangent, dtype=output.dtype)
+    return [backend.to_host(g) for g in grad(output, tensors, cotangent)]
 
 
 def _assert_nonzero(name, gradients):

@@ -1,118 +1,225 @@
 """Layers own parameters and call operations: convolution, pooling, dropout, dense, softmax with temperature.
 
-A layer is called with a Tensor and `dropout`: None, or (seed, step) in training. parameters() names its Tensors W, b.
+A layer is called as layer(x, masks): a Tensor, and None or, in training, the DropoutMasks of this forward pass. Every
+Tensor attribute of a layer is a parameter, so that a layer of your own needs no more than
+
+>>> class Scale(Layer):
+...     def __init__(self):
+...         self.factor = Tensor([2.0], requires_grad=True)
+...
+...     def __call__(self, x, masks=None):
+...         return x * self.factor
+>>> Sequential(scale=Scale(), flatten=Flatten())
+Sequential(
+  scale: Scale(), factor (1,)
+  flatten: Flatten()
+)
 """
 
+from __future__ import annotations
+
+import itertools
 import math
+import reprlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minicnn import backend, ops
+from minicnn import backend as backends
+from minicnn import ops
 from minicnn.autograd import Tensor
 
+Self = TypeVar("Self", bound="Layer")
+Rng = Any  # a seed, a numpy.random.Generator, or None for one that is drawn from the system
 
-def glorot_uniform(rng, shape, fan_in, fan_out, dtype):
-    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, AISTATS 2010), as Lasagne initialises weights."""
-    bound = math.sqrt(6 / (fan_in + fan_out))
-    return Tensor(rng.uniform(-bound, bound, shape).astype(dtype), requires_grad=True)
+
+class DropoutMasks:
+    """The dropout masks of one forward pass, drawn for (seed, step): the dropout layers take a stream each, in the
+    order in which they are called. seed: an int below 2^64; step: an int or an array of one (ops.dropout)."""
+
+    def __init__(self, seed: int, step: Any = 0) -> None:
+        self.seed, self.step, self._streams = seed, step, itertools.count()
+
+    def drop(self, x: Tensor, rate: float) -> Tensor:
+        """x under the next mask: each element 0 with probability `rate`, else multiplied by 1 / (1 - rate)."""
+        return ops.dropout(x, rate=rate, seed=self.seed, layer=next(self._streams), step=self.step)
 
 
 class Layer:
-    """A function of a Tensor, without parameters unless a subclass has some."""
+    """A function of a Tensor; its parameters are its Tensors and those of its sub-layers, found by attribute."""
 
-    def parameters(self):
-        """Name -> Tensor, in a fixed order."""
-        return {name: getattr(self, name) for name in ("W", "b") if hasattr(self, name)}
-
-    def __call__(self, x, dropout=None):
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         raise NotImplementedError
+
+    def _attributes(self) -> dict[str, Any]:
+        return vars(self)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Name -> Tensor, in the order of the attributes; "LAYER_NAME" for those of a sub-layer, "LIST_0", "DICT_KEY"
+        for those in a list, tuple or dict. A Tensor under two names has the first. One that does not require a
+        gradient is saved, loaded and moved, not trained. Raises ValueError where two have the same name, and for one
+        that was computed from others, which no training would reach.
+        """
+        found: dict[str, Tensor] = {}
+        names: dict[Tensor, str] = {}
+        for name, tensor in _named_tensors(self, "", []):
+            if name in found and found[name] is not tensor:
+                raise ValueError(f"two parameters are both named {name!r}: rename a layer or an attribute")
+            if tensor.edges:
+                raise ValueError(f"{name} was computed from other Tensors: use Tensor(..., requires_grad=True)")
+            if names.setdefault(tensor, name) == name:
+                found[name] = tensor
+        return found
+
+    @property
+    def backend(self) -> backends.Backend:
+        """Where the parameters are; "cpu" for a layer that has none. Raises ValueError where they are in two places."""
+        found = {place.name: place for place in (backends.of(p.data) for p in self.parameters().values())}
+        if len(found) > 1:
+            raise ValueError(f"parameters lie on {' and '.join(sorted(found))}: move the network with .to(device)")
+        return next(iter(found.values()), backends.get("cpu"))
+
+    @property
+    def device(self) -> str:
+        """The name of the backend where the parameters are."""
+        return self.backend.name
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of the parameters; float32 for a layer that has none. Raises ValueError where they have two."""
+        found = {p.dtype for p in self.parameters().values()}
+        if len(found) > 1:
+            raise ValueError(f"parameters are {' and '.join(sorted(d.name for d in found))}: give all the same dtype")
+        return next(iter(found), np.dtype(np.float32))
+
+    def to(self: Self, device: str) -> Self:
+        """Move the parameters to the device "cpu" or "cuda", in place; returns self. Raises DeviceError."""
+        target = backends.get(device)
+        for parameter in self.parameters().values():
+            parameter.data, parameter.grad = target.asarray(parameter.data), None
+        return self
+
+    @reprlib.recursive_repr("...")
+    def __repr__(self) -> str:
+        settings, inner, shapes = [], [], []
+        for name, value in self._attributes().items():
+            if isinstance(value, Tensor):
+                shapes.append(f", {name} {value.shape}")
+            elif isinstance(value, Layer) or any(_named_tensors(value, name, [self])):
+                inner.append(f"\n  {name}: " + repr(value).replace("\n", "\n  "))
+            else:
+                settings.append(f"{name}={value!r}")
+        body = ", ".join(settings) + "".join(inner) + ("\n" if inner else "")
+        return f"{type(self).__name__}({body})" + "".join(shapes)
+
+
+def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple[str, Tensor]]:
+    """Every Tensor in an attribute and its name: itself, a layer's, or those of a list, tuple or dict of them."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Layer):
+        if any(value is layer for layer in within):  # a layer may know the one that it is part of
+            return
+        for key, attribute in value._attributes().items():
+            yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])
+    elif isinstance(value, (list, tuple, dict)):
+        items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _named_tensors(item, f"{name}_{key}", within)
+
+
+def glorot_uniform(rng: Rng, shape: tuple[int, ...], fan_in: int, fan_out: int, dtype: Any = np.float32) -> Tensor:
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, AISTATS 2010), as Lasagne initialises weights."""
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    return Tensor(np.random.default_rng(rng).uniform(-bound, bound, shape).astype(dtype), requires_grad=True)
 
 
 class Conv2D(Layer):
     """`filters` kernels of size x size over `channels` channels, stride 1; W (filters, channels, size, size), b."""
 
-    def __init__(self, channels, filters, size, padding="valid", relu=True, rng=None, dtype=np.float32):
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        size: int,
+        padding: str = "valid",
+        relu: bool = True,
+        rng: Rng = None,
+        dtype: Any = np.float32,
+    ) -> None:
         area = size * size
-        shape = (filters, channels, size, size)
-        self.W = glorot_uniform(rng or np.random.default_rng(), shape, channels * area, filters * area, dtype)
+        self.W = glorot_uniform(rng, (filters, channels, size, size), channels * area, filters * area, dtype)
         self.b = Tensor(np.zeros(filters, dtype), requires_grad=True)
         self.padding, self.relu = padding, relu
 
-    def __call__(self, x, dropout=None):
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.conv2d(x, self.W, self.b, padding=self.padding, relu=self.relu)
 
 
 class Dense(Layer):
     """Fully connected: x W + b, W (inputs, units)."""
 
-    def __init__(self, inputs, units, relu=False, rng=None, dtype=np.float32):
-        self.W = glorot_uniform(rng or np.random.default_rng(), (inputs, units), inputs, units, dtype)
+    def __init__(self, inputs: int, units: int, relu: bool = False, rng: Rng = None, dtype: Any = np.float32) -> None:
+        self.W = glorot_uniform(rng, (inputs, units), inputs, units, dtype)
         self.b = Tensor(np.zeros(units, dtype), requires_grad=True)
         self.relu = relu
 
-    def __call__(self, x, dropout=None):
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.dense(x, self.W, self.b, relu=self.relu)
 
 
 class MaxPool2D(Layer):
     """Maximum over size x size windows; ties "first" or "all" says where the gradient of equal maxima goes."""
 
-    def __init__(self, size=2, ties="first"):
+    def __init__(self, size: int = 2, ties: str = "first") -> None:
         self.size, self.ties = size, ties
 
-    def __call__(self, x, dropout=None):
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.max_pool2d(x, size=self.size, ties=self.ties)
 
 
 class Dropout(Layer):
-    """Inverted dropout. `stream` numbers the dropout layers of a network, so that their masks are independent."""
+    """Inverted dropout at `rate`; the identity outside training, where there are no masks."""
 
-    def __init__(self, rate=0.5, stream=0):
-        self.rate, self.stream = rate, stream
+    def __init__(self, rate: float = 0.5) -> None:
+        self.rate = rate
 
-    def __call__(self, x, dropout=None):
-        if dropout is None:
-            return x
-        seed, step = dropout
-        return ops.dropout(x, rate=self.rate, seed=seed, layer=self.stream, step=step)
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
+        return x if masks is None else masks.drop(x, self.rate)
 
 
 class Flatten(Layer):
     """(N, C, H, W) -> (N, C H W)."""
 
-    def __call__(self, x, dropout=None):
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 class TemperatureSoftmax(Layer):
     """Equation (2) of the paper: softmax(z / T), T > 0. Logits (N, K) -> probabilities (N, K)."""
 
-    def __init__(self, T):
+    def __init__(self, T: float) -> None:
         ops.check_temperature(T)
         self.T = T
 
-    def __call__(self, x, dropout=None):
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.softmax(x, T=self.T)
 
 
 class Sequential(Layer):
     """Named layers one after the other: Sequential(conv1=Conv2D(...), pool1=MaxPool2D(), ...)."""
 
-    def __init__(self, **layers):
+    def __init__(self, /, **layers: Layer) -> None:
         self.layers = layers
 
-    def parameters(self):
-        """ "<layer>_W", "<layer>_b" -> Tensor, in the order of the layers: the names of the weight files."""
-        return {f"{name}_{key}": p for name, layer in self.layers.items() for key, p in layer.parameters().items()}
+    def _attributes(self) -> dict[str, Any]:
+        own = {name: value for name, value in vars(self).items() if name != "layers"}  # of a subclass
+        if twice := sorted(set(own) & set(self.layers)):
+            raise ValueError(f"{twice[0]!r} is the name of a layer and of an attribute: rename one of them")
+        return self.layers | own
 
-    def __call__(self, x, dropout=None):
+    def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         for layer in self.layers.values():
-            x = layer(x, dropout)
+            x = layer(x, masks)
         return x
-
-    def to(self, device):
-        """Move the parameters to the device "cpu" or "cuda", in place; returns self. Raises DeviceError."""
-        target = backend.get(device)
-        for parameter in self.parameters().values():
-            parameter.data, parameter.grad = target.asarray(parameter.data), None
-        return self

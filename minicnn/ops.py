@@ -1,23 +1,50 @@
-"""Differentiable operations of a CNN: each returns its value and its pullbacks, computed by the pillar of its arrays.
+"""Differentiable operations of a CNN. Each checks its arguments and returns its value and its pullbacks, computed by
+the backend functions of its arrays.
 
 N images, C channels, O filters, H rows, W columns, D inputs, U units, K classes, T > 0 the temperature.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
 from minicnn import backend
-from minicnn.autograd import op
+from minicnn.autograd import Array, ValueAndPullbacks, op
+
+LARGEST_POOL = 16  # its winners are numbered in a byte
 
 
-def _kernels(array):
-    return backend.of(array).kernels
+def _functions(array: Any) -> Any:
+    return backend.of(array).functions
 
 
-def check_temperature(T):
+def check_temperature(T: float) -> None:
     """Raises ValueError unless T > 0, which the paper's Definition 2 leaves unsaid."""
     if not T > 0:
         raise ValueError(f"the temperature T must be positive, got {T}")
 
 
-def _check_shape(name, array, shape):
+def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndarray:
+    """Class labels (a sequence or an array of any backend) as a NumPy array of integers, shape (count,).
+
+    Raises ValueError for another shape, for what are no integers, and for labels outside 0..classes-1.
+
+    >>> check_labels([2, 0], count=2, classes=3)
+    array([2, 0])
+    """
+    labels = backend.to_host(labels)
+    if labels.shape != (count,):
+        raise ValueError(f"class labels must have shape ({count},), one an image, got {labels.shape}")
+    if labels.dtype.kind not in "iu" and labels.size:
+        raise ValueError(f"class labels must be integers, got {labels.dtype}")
+    if classes is not None and count and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+    return labels
+
+
+def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
     """Compare with a shape in which a string stands for any size. Raises ValueError with both shapes."""
     if len(array.shape) != len(shape) or any(
         isinstance(want, int) and want != have for have, want in zip(array.shape, shape, strict=False)
@@ -25,59 +52,65 @@ def _check_shape(name, array, shape):
         raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {array.shape}")
 
 
-def _check_target(z, target):
+def _target(z: Any, target: Any) -> Any:
+    """Soft labels or class labels, or a sequence of them, as an array that fits the logits z."""
     _check_shape("logits", z, ("N", "K"))
+    if isinstance(target, (list, tuple)):
+        target = backend.of(z).xp.asarray(target)
     if target.ndim == 2:
         _check_shape("soft labels", target, z.shape)
         if target.dtype != z.dtype:
             raise ValueError(f"soft labels must have the logits' dtype {z.dtype}, got {target.dtype}")
+    elif isinstance(target, np.ndarray):
+        check_labels(target, *z.shape)
     else:
-        _check_shape("class labels", target, z.shape[:1])
+        _check_shape("class labels", target, z.shape[:1])  # their range is on the device, where nothing waits for it
         if target.dtype.kind not in "iu":
             raise ValueError(f"class labels must be integers, got {target.dtype}")
+    return target
+
+
+def _extent(size: int, kernel: int, padding: str) -> tuple[int, int]:
+    """Rows (columns) of a convolution's output, and of zeros before its input; for an even kernel and "same" the zeros
+    that are one too many lie at the bottom and right."""
+    if padding == "same":
+        return size, (kernel - 1) // 2
+    if kernel > size:
+        raise ValueError(f"a kernel of {kernel} does not fit into {size} rows or columns: use padding='same'")
+    return size - kernel + 1, 0
 
 
 @op
-def _rectified(y):
-    """ReLU that the operation before has already applied to its value: only the pullback is left to do."""
-    return y, (lambda g: _kernels(y).relu_grad(g, y),)
-
-
-@op
-def _conv2d(x, w, b, padding, relu):
-    k = _kernels(x)
-    return k.conv2d(x, w, b, padding, relu), (
-        lambda g: k.conv2d_input_grad(g, w, x.shape, padding),
-        lambda g: k.conv2d_weight_grad(x, g, w.shape, padding),
-        lambda g: k.bias_grad(g),
-    )
-
-
-def conv2d(x, w, b, padding="valid", relu=False):
+def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = False) -> ValueAndPullbacks:
     """Cross-correlation, stride 1: y[n, o, r, c] = b[o] + sum_{k,i,j} w[o, k, i, j] x[n, k, r + i, c + j].
 
     x (N, C, H, W), w (O, C, kh, kw), b (O,) -> (N, O, H', W'). padding "valid": H' = H - kh + 1; "same": H' = H, for an
     even kernel the extra zeros lie at the bottom and right. relu=True gives max(y, 0). Raises ValueError for other
     shapes, an unknown padding, or a kernel larger than the image.
+
+    >>> from minicnn import Tensor
+    >>> conv2d(Tensor(np.arange(9.0).reshape(1, 1, 3, 3)), Tensor(np.ones((1, 1, 2, 2))), Tensor([0.5])).data
+    array([[[[ 8.5, 12.5],
+             [20.5, 24.5]]]])
     """
     _check_shape("images", x, ("N", "C", "H", "W"))
     _check_shape("filters", w, ("O", x.shape[1], "kh", "kw"))
     _check_shape("bias", b, w.shape[:1])
-    y = _conv2d(x, w, b, padding, relu)
-    return _rectified(y) if relu else y
+    if padding not in ("valid", "same"):
+        raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
+    size, kernel, f = x.shape[2:], w.shape[2:], _functions(x)
+    size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
+    y = f.conv2d(x, w, b, size_out, offset, relu)
+    pullbacks = (
+        lambda g: f.conv2d_input_grad(g, w, size, offset),
+        lambda g: f.conv2d_weight_grad(x, g, kernel, offset),
+        lambda g: f.bias_grad(g),
+    )
+    return (y, pullbacks, lambda g: f.relu_grad(g, y)) if relu else (y, pullbacks)
 
 
 @op
-def _dense(x, w, b, relu):
-    k = _kernels(x)
-    return k.dense(x, w, b, relu), (
-        lambda g: k.dense_input_grad(g, w),
-        lambda g: k.dense_weight_grad(x, g),
-        lambda g: k.bias_grad(g),
-    )
-
-
-def dense(x, w, b, relu=False):
+def dense(x: Array, w: Array, b: Array, relu: bool = False) -> ValueAndPullbacks:
     """Affine map x w + b. x (N, D), w (D, U), b (U,) -> (N, U). relu=True gives max(y, 0).
 
     Raises ValueError for other shapes.
@@ -85,75 +118,107 @@ def dense(x, w, b, relu=False):
     _check_shape("inputs", x, ("N", "D"))
     _check_shape("weights", w, (x.shape[1], "U"))
     _check_shape("bias", b, w.shape[1:])
-    y = _dense(x, w, b, relu)
-    return _rectified(y) if relu else y
+    f = _functions(x)
+    y = f.dense(x, w, b, relu)
+    pullbacks = (
+        lambda g: f.dense_input_grad(g, w),
+        lambda g: f.dense_weight_grad(x, g),
+        lambda g: f.bias_grad(g),
+    )
+    return (y, pullbacks, lambda g: f.relu_grad(g, y)) if relu else (y, pullbacks)
 
 
 @op
-def relu(x):
+def relu(x: Array) -> ValueAndPullbacks:
     """max(x, 0), any shape; the gradient at 0 is 0."""
-    k = _kernels(x)
-    y = k.relu(x)
-    return y, (lambda g: k.relu_grad(g, y),)
+    f = _functions(x)
+    y = f.relu(x)
+    return y, (lambda g: f.relu_grad(g, y),)
 
 
 @op
-def max_pool2d(x, size=2, ties="first"):
+def max_pool2d(x: Array, size: int = 2, ties: str = "first") -> ValueAndPullbacks:
     """Maximum over size x size windows with stride size; remaining rows and columns are dropped.
 
     x (N, C, H, W) -> (N, C, H // size, W // size). The gradient goes to the first maximum in raster order
     (ties="first") or to every element equal to it (ties="all", as Theano does, on which the paper ran).
     Raises ValueError for a size outside 1..16 or larger than the image, and for another tie rule.
+
+    >>> from minicnn import Tensor
+    >>> x = Tensor([[[[5.0, 5.0], [1.0, 5.0]]]], requires_grad=True)
+    >>> max_pool2d(x, ties="all").backward()
+    >>> x.grad
+    array([[[[1., 1.],
+             [0., 1.]]]])
     """
     _check_shape("images", x, ("N", "C", "H", "W"))
     if ties not in ("first", "all"):
         raise ValueError(f"ties must be 'first' or 'all', got {ties!r}")
-    k = _kernels(x)
-    y, winner = k.max_pool2d(x, size)
-    return y, (lambda g: k.max_pool2d_grad(g, x, y, winner, size, ties),)
+    if not 1 <= size <= min(LARGEST_POOL, *x.shape[2:]):
+        raise ValueError(f"pool size must be 1 to {LARGEST_POOL} and at most the image's {x.shape[2:]}, got {size}")
+    f = _functions(x)
+    y, winner = f.max_pool2d(x, size)
+    return y, (lambda g: f.max_pool2d_grad(g, x, y, winner, size, ties),)
 
 
 @op
-def dropout(x, rate, seed, layer, step):
+def dropout(x: Array, rate: float, seed: int, layer: int, step: Any) -> ValueAndPullbacks:
     """Inverted dropout: each element is 0 with probability `rate`, else multiplied by 1 / (1 - rate).
 
     x any shape, rate in [0, 1). The mask is that of Philox4x32-10 for (seed, layer, step), the same bits on every
     backend; step is an int or a uint32 array of one that lives on the device. Raises ValueError for another rate.
+
+    >>> from minicnn import Tensor
+    >>> dropout(Tensor([1.0, 2.0, 3.0, 4.0]), rate=0.5, seed=0, layer=0, step=0).data
+    array([2., 0., 0., 0.])
     """
     if not 0 <= rate < 1:
         raise ValueError(f"the dropout rate must be at least 0 and below 1, got {rate}")
-    k = _kernels(x)
-    return k.dropout(x, rate, seed, layer, step), (lambda g: k.dropout(g, rate, seed, layer, step),)
+    f = _functions(x)
+    y, kept = f.dropout(x, rate, seed, layer, step)
+    return y, (lambda g: f.dropout_grad(g, kept, rate, seed, layer, step),)
 
 
 @op
-def softmax(z, T=1.0):
-    """Equation (2): exp(z_i / T) / sum_j exp(z_j / T). z (N, K) -> (N, K). Raises ValueError unless T > 0."""
+def softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
+    """Equation (2): exp(z_i / T) / sum_j exp(z_j / T). z (N, K) -> (N, K). Raises ValueError unless T > 0.
+
+    >>> from minicnn import Tensor
+    >>> softmax(Tensor([[20.0, 0.0]])).data.round(3), softmax(Tensor([[20.0, 0.0]]), T=20).data.round(3)
+    (array([[1., 0.]]), array([[0.731, 0.269]]))
+    """
     check_temperature(T)
     _check_shape("logits", z, ("N", "K"))
-    k = _kernels(z)
-    p = k.softmax(z, T)
-    return p, (lambda g: k.softmax_grad(g, p, T),)
+    f = _functions(z)
+    p = f.softmax(z, T)
+    return p, (lambda g: f.softmax_grad(g, p, T),)
 
 
 @op
-def log_softmax(z, T=1.0):
+def log_softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
     """Logarithm of equation (2), which does not underflow. z (N, K) -> (N, K). Raises ValueError unless T > 0."""
     check_temperature(T)
     _check_shape("logits", z, ("N", "K"))
-    k = _kernels(z)
-    log_p = k.log_softmax(z, T)
-    return log_p, (lambda g: k.log_softmax_grad(g, log_p, T),)
+    f = _functions(z)
+    log_p = f.log_softmax(z, T)
+    return log_p, (lambda g: f.log_softmax_grad(g, log_p, T),)
 
 
 @op
-def cross_entropy(z, target, T=1.0):
+def cross_entropy(z: Array, target: Any, T: float = 1.0) -> ValueAndPullbacks:
     """The loss of every sample, -sum_k target_k log softmax(z / T)_k, through log-softmax; take .mean() for the batch.
 
     z (N, K); target integers (N,) in 0..K-1, or soft labels (N, K) of z's dtype, as a raw array: labels are constants
     -> (N,). Raises ValueError unless T > 0, for other shapes, and (on the CPU) for labels out of range.
+
+    >>> from minicnn import Tensor
+    >>> z = Tensor([[2.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    >>> cross_entropy(z, [1, 0]).mean().backward()
+    >>> z.grad.round(2)  # (softmax - label) / 2
+    array([[ 0.44, -0.44],
+           [-0.25,  0.25]])
     """
     check_temperature(T)
-    _check_target(z, target)
-    k = _kernels(z)
-    return k.cross_entropy(z, target, T), (lambda g: k.cross_entropy_grad(g, z, target, T),)
+    target = _target(z, target)
+    f = _functions(z)
+    return f.cross_entropy(z, target, T), (lambda g: f.cross_entropy_grad(g, z, target, T),)

@@ -1,29 +1,11 @@
-"""The fixture `device`: a test that takes it runs on every backend, under an id that holds the backend's name."""
+"""What the tests share. The fixture `device`: a test that takes it runs on every backend."""
 
-import functools
-
+import numpy as np
 import pytest
 
-from minicnn import backend
-from minicnn.backend import Backend, DeviceError
-
-DEVICES = ("cpu", "cuda_on_cpu", "cuda")
-
-
-@functools.cache
-def open_device(name):
-    """The backend of that name; "cuda_on_cpu" runs the CUDA sources without a GPU. Raises DeviceError with the reason
-    why this machine has none."""
-    if name != "cuda_on_cpu":
-        return backend.get(name)
-    from minicnn.cuda import Cuda
-    from tests.cuda_on_cpu import emulator
-    from tests.cuda_on_cpu.device import xp
-
-    reason = emulator.missing()
-    if reason:
-        raise DeviceError(reason)
-    return backend.register(Backend(name, xp, xp.ndarray, Cuda(xp, emulator.load)))
+from minicnn import layers
+from minicnn.backend import DeviceError
+from tests import DEVICES, open_device
 
 
 @pytest.fixture(params=DEVICES)
@@ -33,3 +15,52 @@ def device(request):
         return open_device(request.param)
     except DeviceError as error:
         pytest.skip(str(error))
+
+
+def small_cnn(seed=0, ties="first", dtype=np.float32, rate=0.5):
+    """The paper's network in small, (N, 1, 8, 8) -> (N, 3), for what needs no particular size."""
+    rng = np.random.default_rng(seed)
+    shared = {"rng": rng, "dtype": dtype}
+    return layers.Sequential(
+        conv1=layers.Conv2D(1, 4, 3, **shared),
+        pool1=layers.MaxPool2D(2, ties),
+        flatten=layers.Flatten(),
+        dropout1=layers.Dropout(rate),
+        dense1=layers.Dense(36, 8, relu=True, **shared),
+        dropout2=layers.Dropout(rate),
+        dense2=layers.Dense(8, 3, **shared),
+    )
+
+
+class Leaky(layers.Layer):
+    """A layer of one's own: max(x, slope x), its slope a parameter of a name that the engine does not know."""
+
+    def __init__(self, slope=0.1, dtype=np.float32):
+        self.slope = layers.Tensor(np.full(1, slope, dtype), requires_grad=True)
+
+    def __call__(self, x, masks=None):
+        positive = (x.data > 0).astype(x.dtype)
+        return x * positive + x * self.slope * (1 - positive)
+
+
+def colour_cnn(seed=0, dtype=np.float32):
+    """A network that is not the paper's, (N, 3, 32, 32) -> (N, 5): nested, padded, with a layer of its own."""
+    rng = np.random.default_rng(seed)
+    shared = {"rng": rng, "dtype": dtype}
+    return layers.Sequential(
+        features=layers.Sequential(
+            conv=layers.Conv2D(3, 4, 5, padding="same", relu=False, **shared),
+            leaky=Leaky(dtype=dtype),
+            pool=layers.MaxPool2D(4),
+        ),
+        flatten=layers.Flatten(),
+        classes=layers.Dense(256, 5, **shared),
+    )
+
+
+def dense_network(seed=0, dtype=np.float32):
+    """Dense only, (N, 12) -> (N, 4)."""
+    rng = np.random.default_rng(seed)
+    return layers.Sequential(
+        hidden=layers.Dense(12, 16, relu=True, rng=rng, dtype=dtype), classes=layers.Dense(16, 4, rng=rng, dtype=dtype)
+    )

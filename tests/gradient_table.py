@@ -1,6 +1,6 @@
 """The cases of the gradient checks, and `python -m tests.gradient_table`, which prints how each of them comes out.
 
-A case builds, on a given backend, a function and its arguments, seeded noise in float64; test_gradients.py checks the
+A case builds, on a given backend, a function and its arguments, seeded noise in float64; test_gradcheck.py checks the
 same cases. Kinks: single operations stay at least KINK_MARGIN away from them; for networks a pattern of forward values
 tells gradcheck.check which directions to replace.
 """
@@ -18,9 +18,9 @@ import numpy as np
 from minicnn import backend, gradcheck, ops
 from minicnn.autograd import Tensor
 from minicnn.backend import DeviceError
-from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential, TemperatureSoftmax
-from minicnn.networks import paper_cnn
-from tests.conftest import DEVICES, open_device
+from minicnn.layers import Conv2D, Dense, Dropout, DropoutMasks, Flatten, MaxPool2D, Sequential, TemperatureSoftmax
+from minicnn.paper.networks import paper_cnn
+from tests import DEVICES, open_device
 
 KINK_MARGIN = 100 * gradcheck.EPS
 TEMPERATURES = (1, 20, 100)
@@ -44,6 +44,14 @@ def _normal(function, **shapes):
     def build(device):
         rng = np.random.default_rng(0)
         return Case(function, _on(device, {name: rng.standard_normal(shape) for name, shape in shapes.items()}))
+
+    return build
+
+
+def _constant_matmul(shape, **shapes):
+    def build(device):
+        constant = device.asarray(np.random.default_rng(1).standard_normal(shape))
+        return _normal(lambda a: constant.astype(a.dtype) @ a, **shapes)(device)
 
     return build
 
@@ -79,14 +87,18 @@ def _relu(shape):
     return build
 
 
-def _max_pool2d(shape, size, ties="first"):
-    """Distinct numbers: beside a tie the maximum has no derivative. test_tie_rules has the ties."""
+def _distinct(function, shape):
+    """A function of distinct numbers: beside a tie a maximum has no derivative. test_ops.py has the ties."""
 
     def build(device):
         grid = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape) / 10
-        return Case(partial(ops.max_pool2d, size=size, ties=ties), _on(device, {"x": grid}))
+        return Case(function, _on(device, {"x": grid}))
 
     return build
+
+
+def _max_pool2d(shape, size, ties="first"):
+    return _distinct(partial(ops.max_pool2d, size=size, ties=ties), shape)
 
 
 def _at_temperature(operation, T, shape=(3, 5)):
@@ -115,13 +127,18 @@ def _cross_entropy(T, soft, shape=(4, 5)):
     return build
 
 
+def _masks(dropout):
+    """The same masks for every pass: dropout is (seed, step), or None."""
+    return dropout and DropoutMasks(*dropout)
+
+
 def _with_pattern(network, x, dropout):
     """The value of a Sequential, and its pattern: signs at each ReLU and winners of each pool."""
-    pattern = []
+    pattern, masks = [], _masks(dropout)
     for layer in network.layers.values():
         if isinstance(layer, MaxPool2D):
-            pattern.append(backend.of(x.data).kernels.max_pool2d(x.data, layer.size)[1])
-        x = layer(x, dropout)
+            pattern.append(backend.of(x.data).functions.max_pool2d(x.data, layer.size)[1])
+        x = layer(x, masks)
         if getattr(layer, "relu", False):
             pattern.append(x.data > 0)
     return x, pattern
@@ -139,7 +156,7 @@ def _layer(make, shape, dropout=None):
             parameter.data = device.asarray(values)
 
         def function(x, *_parameters):
-            return _with_pattern(layer, x, dropout) if isinstance(layer, Sequential) else layer(x, dropout)
+            return _with_pattern(layer, x, dropout) if isinstance(layer, Sequential) else layer(x, _masks(dropout))
 
         return Case(function, {**_on(device, {"x": rng.standard_normal(shape)}), **parameters})
 
@@ -210,6 +227,11 @@ def _all():
         "a * b": _normal(operator.mul, **ab),
         "a / b": _positive(operator.truediv, **ab),
         "a @ b": _normal(operator.matmul, a=(3, 4), b=(4, 2)),
+        "a @ b of batches": _normal(operator.matmul, a=(2, 1, 3, 4), b=(5, 4, 2)),
+        "a @ b, b a vector": _normal(operator.matmul, a=(2, 3, 4), b=(4,)),
+        "a @ b, a a vector": _normal(operator.matmul, a=(3,), b=(2, 3, 4)),
+        "a @ b, both vectors": _normal(operator.matmul, a=(5,), b=(5,)),
+        "constant @ a": _constant_matmul((2, 3, 4), a=(4, 2)),
         "-a": _normal(operator.neg, a=a),
         "a ** 3": _normal(lambda a: a**3, a=a),
         "a ** -1.5": _positive(lambda a: a**-1.5, a=a),
@@ -217,6 +239,17 @@ def _all():
         "2 - a": _normal(lambda a: 2 - a, a=a),
         "2 * a": _normal(lambda a: 2 * a, a=a),
         "2 / a": _positive(lambda a: 2 / a, a=a),
+        "exp": _normal(Tensor.exp, a=a),
+        "log": _positive(Tensor.log, a=a),
+        "log of sum of exp": _normal(lambda a: a.exp().sum(axis=-1).log(), a=a),
+        "max": _distinct(Tensor.max, (3, 2, 4)),
+        "max axis": _distinct(lambda a: a.max(axis=1), (3, 2, 4)),
+        "max keepdims": _distinct(lambda a: a.max(axis=-1, keepdims=True), (3, 2, 4)),
+        "slices": _normal(lambda a: a[1:, ..., ::-2], a=(3, 2, 4)),
+        "integers and a new axis": _normal(lambda a: a[-1, :, None, 2], a=(3, 2, 4)),
+        "list with repeats": _normal(lambda a: a[[1, 0, 1]], a=(3, 2, 4)),
+        "transpose": _normal(lambda a: a.transpose(1, -1, 0), a=(3, 2, 4)),
+        "T": _normal(lambda a: a.T, a=(3, 2, 4)),
         "a * a + a": _normal(lambda a: a * a + a, a=a),
         "sum": _normal(Tensor.sum, a=a),
         "sum axis": _normal(lambda a: a.sum(axis=-1), a=(3, 2, 4)),
@@ -260,7 +293,7 @@ def _all():
     cases |= {
         "Conv2D": _layer(lambda rng: Conv2D(2, 3, 3, relu=False, rng=rng, **shared), (2, 2, 4, 5)),
         "Dense": _layer(lambda rng: Dense(6, 3, rng=rng, **shared), (4, 6)),
-        "Dropout": _layer(lambda rng: Dropout(0.5, stream=1), (4, 9), dropout=(3, 4)),
+        "Dropout": _layer(lambda rng: Dropout(0.5), (4, 9), dropout=(3, 4)),
         "Flatten": _layer(lambda rng: Flatten(), (2, 3, 2, 4)),
         "TemperatureSoftmax": _layer(lambda rng: TemperatureSoftmax(20), (3, 5)),
         "Sequential": _layer(_small_network, (4, 1, 11, 13), dropout=(5, 6)),

@@ -1,8 +1,8 @@
 """Every barrier of the shipped kernels is needed: each is deleted in turn, and the deletion must show.
 
 It shows as other bits than the whole kernel's under some order of the threads, as a deadlock, or as a race that
-ThreadSanitizer reports. A barrier whose deletion shows in no way is to be removed from the kernel, or the exercise of
-its file here misses the case that it is for.
+ThreadSanitizer reports. Where it does not show, the barrier has to go from the kernel, or the exercise of its file here
+lacks the case that it is for.
 """
 
 import functools
@@ -51,34 +51,30 @@ def _normal(*shape):
     return xp.asarray(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
 
 
-def _convolution(kernels):
+def _convolution(functions):
     """Several chunks of channels, groups of threads that share them, tiles, bands and parts."""
     x, w, b, g = _normal(3, 20, 9, 9), _normal(34, 20, 3, 3), _normal(34), _normal(3, 34, 7, 7)
-    yield kernels.conv2d(x, w, b, "valid", True)
-    yield kernels.conv2d_weight_grad(x, g, w.shape, "valid")
+    yield functions.conv2d(x, w, b, (7, 7), (0, 0), True)
+    yield functions.conv2d_weight_grad(x, g, (3, 3), (0, 0))
     # One channel: teams of threads share a filter.
-    yield kernels.conv2d_weight_grad(_normal(3, 1, 40, 9), _normal(3, 5, 38, 7), (5, 1, 3, 3), "valid")
-    yield kernels.conv2d_weight_grad(_normal(2, 2, 20, 20), _normal(2, 2, 18, 16), (2, 2, 3, 5), "valid")
+    yield functions.conv2d_weight_grad(_normal(3, 1, 40, 9), _normal(3, 5, 38, 7), (3, 3), (0, 0))
+    yield functions.conv2d_weight_grad(_normal(2, 2, 20, 20), _normal(2, 2, 18, 16), (3, 5), (0, 0))
 
 
-def _dense(kernels):
+def _dense(functions):
     x, w, b = _normal(5, 300), _normal(300, 70), _normal(70)
-    yield kernels.dense(x, w, b, True)
+    yield functions.dense(x, w, b, True)
 
 
-def _sums(kernels):
-    yield from _dense(kernels)
-    yield kernels.bias_grad(_normal(4, 3, 11, 11))
+def _sums(functions):
+    yield from _dense(functions)
+    yield functions.bias_grad(_normal(4, 3, 11, 11))
 
 
-def _batch(kernels):
+def _batch(functions):
     total = xp.zeros(1, np.float64)
-    kernels.accumulate(total, _normal(1000))
+    functions.accumulate(total, _normal(1000))
     yield total
-
-
-def _saliency(kernels):
-    yield from kernels.saliency_end(_normal(2, 3, 20, 20), _normal(3, 1, 3, 3), (2, 1, 22, 22), "valid")
 
 
 # What launches the kernels of a file, as generators of results.
@@ -87,7 +83,6 @@ EXERCISES = {
     "conv2d.cu": _convolution,
     "dense.cu": _dense,
     "reduce.cu": _sums,
-    "saliency.cu": _saliency,
 }
 
 
@@ -149,35 +144,35 @@ needs_sanitizers = pytest.mark.skipif(sanitize.missing() is not None, reason=str
 
 @needs_compiler
 @pytest.mark.parametrize("file", EXERCISES)
-def test_the_whole_kernels_are_right_in_any_order(file):
+def test_kernels_have_the_same_bits_in_any_order_of_threads(file):
     assert _under_each_seed(file, None) is None
     assert all(np.isfinite(result).all() for result in _right_results(file))
 
 
 @needs_sanitizers
 @pytest.mark.parametrize("barrier", BARRIERS, ids=str)
-def test_no_barrier_can_be_deleted(barrier, tmp_path):
+def test_barrier_cannot_be_deleted(barrier, tmp_path):
     folder = _copy_of_kernels(tmp_path / "kernels", without=barrier)
     shows = _under_each_seed(barrier.file, folder) or _under_thread_sanitizer(barrier.file, folder)
-    assert shows, f"the deletion of the barrier at {barrier} shows in no way: remove it, or exercise what it is for"
+    assert shows, f"the barrier at {barrier} can be deleted and nothing shows: remove it, or exercise what it is for"
 
 
 @needs_sanitizers
-def test_a_barrier_without_need_would_show_in_no_way(tmp_path):
-    """Nothing deleted is what the deletion of such a barrier comes to."""
+def test_barrier_search_finds_nothing_where_nothing_is_deleted(tmp_path):
+    """As it would with a barrier that nothing needs."""
     folder = _copy_of_kernels(tmp_path / "kernels")
     assert _under_each_seed("reduce.cu", folder) is None
     assert _under_thread_sanitizer("reduce.cu", folder) is None
 
 
 @needs_sanitizers
-def test_thread_sanitizer_reports_a_deletion(tmp_path):
+def test_barrier_deleted_is_a_race_for_thread_sanitizer(tmp_path):
     barrier = next(barrier for barrier in BARRIERS if barrier.file == "reduce.cu")
     folder = _copy_of_kernels(tmp_path / "kernels", without=barrier)
     assert "reduce.cu:" in _under_thread_sanitizer("reduce.cu", folder)
 
 
-def test_every_file_with_a_barrier_has_an_exercise_and_no_other():
+def test_exercises_are_those_of_the_files_with_barriers():
     assert {barrier.file for barrier in BARRIERS} == set(EXERCISES)
 
 

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(1024, 2) crowded(float *y) {
 """
 
 
-def test_the_log_of_ptxas_is_read():
+def test_parse_log_reads_what_ptxas_writes():
     assert compile_matrix.parse_log(LOG) == {
         "_Z5scaleIfEvPT_": Resources(registers=32, shared=1024, spilled=40),
         "_Z5scaleIdEvPT_": Resources(registers=18, shared=0, spilled=0),
@@ -40,7 +40,7 @@ def test_the_log_of_ptxas_is_read():
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in kernel_folder().glob("*.cu*")))
-def test_a_kernel_file_uses_nothing_that_makes_results_vary(file):
+def test_forbidden_finds_nothing_in_a_kernel_file(file):
     assert not compile_matrix.forbidden((kernel_folder() / file).read_text())
 
 
@@ -54,19 +54,19 @@ def test_a_kernel_file_uses_nothing_that_makes_results_vary(file):
         "--use_fast_math",
     ],
 )
-def test_what_makes_results_vary_is_noticed(line):
+def test_forbidden_finds_what_makes_results_vary(line):
     assert compile_matrix.forbidden(f"int a;\n{line}  // as we should not")[0].startswith("line 2: ")
     assert not compile_matrix.forbidden(f"int a;  // not {line}")
 
 
-def test_every_file_of_kernels_is_in_the_matrix():
+def test_matrix_has_every_file_of_kernels():
     assert set(KERNELS) == {path.name for path in kernel_folder().glob("*.cu")}
     for file in KERNELS:
         code, _options, names = compile_matrix.what_cupy_gets(file)
         assert names and f'{file}"' in code.split("#line 1 ")[1].splitlines()[0]
 
 
-def test_a_missing_wheel_is_one_clear_error(monkeypatch):
+def test_library_path_names_a_missing_wheel(monkeypatch):
     monkeypatch.setitem(compile_matrix.DISTRIBUTIONS, "12", "no-such-wheel")
     with pytest.raises(RuntimeError, match=r"NVRTC 12 is not installed: pip install 'no-such-wheel==12\.\*' 'nvidia"):
         compile_matrix.library_path("12")
@@ -86,17 +86,17 @@ needs_nvrtc = pytest.mark.skipif(installed() is not None, reason=f"{installed()}
 
 
 @needs_nvrtc
-def test_a_spill_is_seen():
+def test_compile_kernels_sees_a_spill():
     assert compile_matrix.compile_kernels("13", "sm_90", SPILLING, (), ("crowded",))["crowded"].spilled > 0
 
 
 @needs_nvrtc
-def test_an_error_points_into_the_source():
+def test_compile_kernels_has_errors_point_into_the_source():
     with pytest.raises(CompileError, match=r"broken\.cu\(3\): error"):
         compile_matrix.compile_kernels("12", "sm_61", '#line 2 "broken.cu"\n\nint a = b;', (), ())
 
 
-def test_a_failure_is_an_exit_status(monkeypatch, capsys):
+def test_main_ends_with_the_failures(monkeypatch, capsys):
     """The table is printed all the same, and says which kernel, file and architecture."""
     results = {
         (version, arch, file): {"spilling": Resources(32, 0, 8)} if (arch, file) == ("sm_80", "relu.cu") else {}

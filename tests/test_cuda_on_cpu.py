@@ -16,7 +16,7 @@ PLANTED = emulator.HERE / "planted.cu"
 TEMPLATES = ("scale<float>", "scale<double>", "row_sums<float>", "row_sums<double>")
 PLAIN = (
     "reverse shuffles uneven_history votes reverse_warp drifting_warps divergent_barrier two_barriers two_masks "
-    "divergent_shuffle outside_own_mask unwritten last_block count positions static_overrun vectors intrinsics"
+    "divergent_shuffle outside_own_mask unwritten last_block count positions static_overrun vectors fields intrinsics"
 ).split()
 SEEDS = range(1, 6)
 DTYPES = (np.float32, np.float64)
@@ -52,7 +52,7 @@ def over_seeds(launch, y):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_template_computes_in_its_type(planted, dtype):
+def test_kernel_template_computes_in_its_type(planted, dtype):
     x, y = xp.asarray(random(1000, dtype)), xp.empty(1000, dtype)
     factor = dtype(1 / 3)
     planted(f"scale<{C_NAMES[dtype]}>")((4,), (256,), (x, y, factor, np.int32(1000)))
@@ -60,7 +60,7 @@ def test_a_template_computes_in_its_type(planted, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_right_reduction_is_bit_identical_over_seeds(planted, dtype):
+def test_reduction_has_the_same_bits_under_every_seed(planted, dtype):
     x, y = xp.asarray(random((7, 300), dtype)), xp.empty(7, dtype)
     kernel = planted(f"row_sums<{C_NAMES[dtype]}>")
     args = (x, y, np.int32(300))
@@ -69,7 +69,7 @@ def test_a_right_reduction_is_bit_identical_over_seeds(planted, dtype):
     np.testing.assert_allclose(results[0], x.get().sum(axis=1), rtol=0, atol=1e-4 if dtype == np.float32 else 1e-12)
 
 
-def test_static_shared_memory_and_its_barrier(planted):
+def test_shared_memory_and_its_barrier(planted):
     x, y = xp.asarray(random(256)), xp.empty(256, np.float32)
     for result in over_seeds(lambda: planted("reverse")((1,), (256,), (x, y)), y):
         assert np.array_equal(result, x.get()[::-1])
@@ -92,7 +92,7 @@ def test_shuffles_read_the_lanes_that_cuda_documents(planted, width):
         assert np.array_equal(result.get(), source + 100)
 
 
-def test_lanes_may_have_met_more_often_than_others_of_their_warp(planted):
+def test_shuffles_between_lanes_that_have_met_before(planted):
     x = xp.asarray(random(32, np.float64))
     for extra in range(4):
         y = xp.empty(32, np.float64)
@@ -111,13 +111,13 @@ def test_votes(planted, threads):
     assert set(every.tolist()) == {1}
 
 
-def test_integer_atomics_lose_nothing(planted):
+def test_atomics_of_integers_lose_nothing(planted):
     total, total_unsigned = xp.zeros(1, np.int32), xp.zeros(1, np.uint32)
     planted("count")((3, 2), (40,), (total, total_unsigned))
     assert total.item() == 240 and total_unsigned.item() == 480
 
 
-def test_every_thread_knows_where_it_stands(planted):
+def test_positions_of_threads_and_blocks(planted):
     grid, block = (2, 3, 2), (3, 2, 4)
     y = xp.empty((2 * 3 * 2 * 3 * 2 * 4, 12), np.uint32)
     planted("positions")(grid, block, (y,))
@@ -135,7 +135,7 @@ def test_every_thread_knows_where_it_stands(planted):
     assert np.all(y.get()[:, 6:] == (*block, *grid))
 
 
-def test_vectors_bytes_wide_integers_and_booleans_are_passed_as_they_are(planted):
+def test_arguments_are_vectors_bytes_wide_integers_and_booleans(planted):
     x, y = xp.asarray(random((8, 4))), xp.empty((8, 2), np.float64)
     small = xp.asarray(np.arange(8, dtype=np.uint8))
     planted("vectors")((1,), (8,), (x, y, small, np.int64(-(2**40)), np.bool_(True)))
@@ -143,6 +143,32 @@ def test_vectors_bytes_wide_integers_and_booleans_are_passed_as_they_are(planted
     assert np.all(y.get()[:, 1] == -(2.0**40))
     planted("vectors")((1,), (8,), (x, y, small, np.int64(0), np.bool_(False)))
     assert np.array_equal(y.get()[:, 1], np.arange(8))
+
+
+FIELDS = np.dtype([("first", np.int32), ("second", np.float64), ("third", np.uint8)], align=True)
+
+
+def test_struct_is_passed_by_value(planted):
+    y, values = xp.empty(3, np.float64), np.array((-7, 1 / 3, 255), FIELDS)
+    replay = device.capture(lambda: planted("fields")((1,), (1,), (y, values)))
+    values["first"] = 0
+    replay()
+    assert y.tolist() == [-7, 1 / 3, 255]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.int32(1), "a struct of 24 bytes, got int32"),
+        (np.zeros(24, np.uint8), "a struct of 24 bytes, got ndarray"),
+        (np.zeros(2, FIELDS), "one structured element"),
+        (np.zeros((), [(name, FIELDS[name]) for name in FIELDS.names]), "got one of 13"),
+    ],
+    ids=["scalar", "bytes", "two", "packed"],
+)
+def test_struct_that_does_not_fit_is_named(planted, wrong, message):
+    with pytest.raises(TypeError, match=f"(?s)fields: argument 1 must be .*{message}"):
+        planted("fields")((1,), (1,), (xp.empty(3, np.float64), wrong))
 
 
 def test_intrinsics(planted):
@@ -158,7 +184,7 @@ def test_intrinsics(planted):
     assert np.array_equal(of_integers.get(), [high, np.maximum(u, 7), np.minimum(u >> 1, 7)])
 
 
-def test_the_portable_fiber_switch_gives_the_same_bits(tmp_path):
+def test_fiber_switch_without_assembly_gives_the_same_bits(tmp_path):
     script = (
         "import sys, numpy as np; from tests.cuda_on_cpu import emulator; from tests.cuda_on_cpu.device import xp\n"
         "x, y = xp.asarray(np.arange(640, dtype=np.float32) / 7), xp.empty(2, np.float32)\n"
@@ -177,13 +203,13 @@ def test_the_portable_fiber_switch_gives_the_same_bits(tmp_path):
 # Defects in kernels
 
 
-def test_a_missing_syncthreads_gives_wrong_results(planted_without_barriers):
+def test_syncthreads_missing_gives_wrong_results(planted_without_barriers):
     x, y = xp.asarray(random(256)), xp.empty(256, np.float32)
     results = over_seeds(lambda: planted_without_barriers("reverse")((1,), (256,), (x, y)), y)
     assert not any(np.array_equal(result, x.get()[::-1]) for result in results)
 
 
-def test_a_missing_syncwarp_gives_wrong_results(planted_without_barriers):
+def test_syncwarp_missing_gives_wrong_results(planted_without_barriers):
     x, y = xp.asarray(random(32)), xp.empty(32, np.float32)
     results = over_seeds(lambda: planted_without_barriers("reverse_warp")((1,), (32,), (x, y)), y)
     assert not any(np.array_equal(result, x.get()[::-1]) for result in results)
@@ -195,7 +221,7 @@ def test_warps_drift_apart_between_barriers(planted):
     assert any(np.isnan(result).any() for result in results)
 
 
-def test_dependence_on_the_order_of_blocks_shows(planted):
+def test_blocks_run_in_an_order_drawn_from_the_seed(planted):
     winner = xp.zeros(1, np.int32)
     results = over_seeds(lambda: planted("last_block")((50,), (1,), (winner,)), winner)
     assert len({int(result[0]) for result in results}) > 1
@@ -211,14 +237,14 @@ def test_dependence_on_the_order_of_blocks_shows(planted):
         ("outside_own_mask", r"calls __shfl_sync .* with a mask that leaves it out"),
     ],
 )
-def test_divergence_is_reported_with_its_line(planted, name, report):
+def test_deadlock_is_reported_with_its_lines(planted, name, report):
     y = xp.empty(64, np.float32)
     for seed in SEEDS:
         with emulator.seeded(seed), pytest.raises(RuntimeError, match=f"{name}: .*({report})"):
             planted(name)((1,), (64,), (y,))
 
 
-def test_the_emulator_goes_on_after_a_deadlock(planted):
+def test_deadlock_does_not_disturb_the_next_launch(planted):
     x, y = xp.asarray(random(256)), xp.empty(256, np.float32)
     with pytest.raises(RuntimeError, match="divergent"):
         planted("divergent_barrier")((1,), (256,), (y,))
@@ -226,14 +252,14 @@ def test_the_emulator_goes_on_after_a_deadlock(planted):
     assert np.array_equal(y.get(), x.get()[::-1])
 
 
-def test_memory_that_nobody_wrote_is_poisoned(planted):
+def test_memory_that_a_kernel_has_not_written_is_nan(planted):
     from_static, from_dynamic, from_no_lane = (xp.empty(24, np.float32) for _ in range(3))
     planted("unwritten")((3,), (24,), (from_static, from_dynamic, from_no_lane), shared_mem=96)
     assert np.isnan(from_static.get()).all() and np.isnan(from_dynamic.get()).all()
     assert np.array_equal(np.isnan(from_no_lane.get()), np.arange(24) + 8 >= 24)
 
 
-def test_poison_is_renewed_for_every_block(planted):
+def test_shared_memory_is_poisoned_for_every_block(planted):
     x, y, other = xp.asarray(random(64)), xp.empty(64, np.float32), xp.empty(32, np.float32)
     planted("reverse")((1,), (64,), (x, y))
     for _ in range(2):
@@ -262,14 +288,14 @@ def test_poison_is_renewed_for_every_block(planted):
     ],
     ids=str,
 )
-def test_an_argument_that_does_not_fit_is_named(planted, position, wrong):
+def test_argument_that_does_not_fit_is_named(planted, position, wrong):
     args = [xp.zeros(10, np.float32), xp.zeros(10, np.float32), np.float32(2), np.int32(10)]
     args[position] = wrong
     with pytest.raises(TypeError, match=f"scale<float>: argument {position} must be"):
         planted("scale<float>")((1,), (10,), tuple(args))
 
 
-def test_the_number_of_arguments_is_checked(planted):
+def test_arguments_are_counted(planted):
     with pytest.raises(TypeError, match="takes 2 arguments, got 1"):
         planted("reverse")((1,), (10,), (xp.zeros(10, np.float32),))
 
@@ -290,13 +316,13 @@ def test_launch_limits(planted, grid, block, message):
         planted("last_block")(grid, block, (xp.zeros(1, np.int32),))
 
 
-def test_launch_bounds_are_kept(planted):
+def test_launch_bounds_of_a_kernel(planted):
     assert planted("reverse").max_threads_per_block == 256
     with pytest.raises(ValueError, match="a block of 257 threads, at most 256 fit"):
         planted("reverse")((1,), (257,), (xp.zeros(257, np.float32), xp.zeros(257, np.float32)))
 
 
-def test_an_extent_is_a_tuple_as_for_cupy(planted):
+def test_launch_extent_is_a_tuple_as_for_cupy(planted):
     with pytest.raises(TypeError, match="grid must be a tuple"):
         planted("last_block")(1, (1,), (xp.zeros(1, np.int32),))
 
@@ -314,7 +340,7 @@ def test_shared_memory_limits(planted):
     kernel((1,), (1,), args, shared_mem=100_000)
 
 
-def test_static_shared_memory_beyond_a_gpu(tmp_path):
+def test_shared_memory_beyond_a_gpu_is_refused(tmp_path):
     source = tmp_path / "large.cu"
     source.write_text(
         'extern "C" __global__ void large(float *y) { __shared__ float row[12289]; row[0] = 1; y[0] = row[0]; }'
@@ -323,7 +349,7 @@ def test_static_shared_memory_beyond_a_gpu(tmp_path):
         emulator.load(source, ["large"])
 
 
-def test_a_name_that_was_not_asked_for(planted):
+def test_get_function_of_a_name_that_load_was_not_given(planted):
     with pytest.raises(KeyError, match="planted.cu was loaded without nothing"):
         planted("nothing")
 
@@ -331,14 +357,14 @@ def test_a_name_that_was_not_asked_for(planted):
 # Building
 
 
-def test_compiler_errors_point_into_the_source(tmp_path):
+def test_load_has_compiler_errors_point_into_the_source(tmp_path):
     source = tmp_path / "broken.cu"
     source.write_text('extern "C" __global__ void broken(float *y) {\n    y[0] = undeclared;\n}\n')
     with pytest.raises(RuntimeError, match=r"broken\.cu:2:.*undeclared"):
         emulator.load(source, ["broken"])
 
 
-def test_compiler_warnings_are_shown(tmp_path, monkeypatch):
+def test_load_shows_compiler_warnings(tmp_path, monkeypatch):
     monkeypatch.setenv("MINICNN_SHIM_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "careless.cu"
     source.write_text('extern "C" __global__ void careless(float *y) {\n    int unused;\n    y[0] = 1;\n}\n')
@@ -346,14 +372,14 @@ def test_compiler_warnings_are_shown(tmp_path, monkeypatch):
         emulator.load(source, ["careless"])
 
 
-def test_a_float_atomic_does_not_compile(tmp_path):
+def test_load_refuses_an_atomic_on_floats(tmp_path):
     source = tmp_path / "unordered.cu"
     source.write_text('extern "C" __global__ void unordered(float *y) { atomicAdd(y, 1.0f); }')
     with pytest.raises(RuntimeError, match="atomicAdd"):
         emulator.load(source, ["unordered"])
 
 
-def test_a_changed_header_is_built_anew(tmp_path):
+def test_load_builds_again_after_a_change_of_a_header(tmp_path):
     source, header = tmp_path / "main.cu", tmp_path / "part.cuh"
     source.write_text('#include "part.cuh"\nextern "C" __global__ void fill(int *y) { y[0] = value(); }')
     for value in (3, 4):
@@ -363,7 +389,7 @@ def test_a_changed_header_is_built_anew(tmp_path):
         assert y.item() == value
 
 
-def test_a_second_load_does_not_build(monkeypatch):
+def test_load_does_not_build_twice(monkeypatch):
     emulator.load(PLANTED, TEMPLATES)
     run_tool = emulator._run_tool
 
@@ -378,7 +404,7 @@ def test_a_second_load_does_not_build(monkeypatch):
 # Device arrays
 
 
-def test_host_and_device_arrays_do_not_mix():
+def test_device_array_does_not_mix_with_host_arrays():
     a, host = xp.ones(3, np.float32), np.ones(3, np.float32)
     mixtures = (
         lambda: a + host,
@@ -397,7 +423,7 @@ def test_host_and_device_arrays_do_not_mix():
             mixture()
 
 
-def test_nothing_comes_back_to_the_host_unasked():
+def test_device_array_comes_back_only_when_asked():
     a = xp.ones(3, np.float32)
     for conversion in (np.asarray, np.array, np.ascontiguousarray, np.testing.assert_array_equal):
         with pytest.raises(TypeError, match="does not turn into a NumPy array"):
@@ -406,7 +432,7 @@ def test_nothing_comes_back_to_the_host_unasked():
     assert type(a.get()) is np.ndarray and type(xp.asnumpy(a)) is np.ndarray
 
 
-def test_results_stay_on_the_device():
+def test_device_array_results_stay_on_the_device():
     a = xp.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
     results = [
         a + 1,
@@ -428,7 +454,7 @@ def test_results_stay_on_the_device():
     assert np.array_equal((np.float32(2) * a).get(), np.arange(0, 12, 2).reshape(2, 3))
 
 
-def test_views_share_memory_and_copies_do_not():
+def test_device_array_views_share_memory_and_copies_do_not():
     a = xp.zeros((2, 3), np.float32)
     a[0, 1] = 1
     a[1:][...] = 2
@@ -445,7 +471,7 @@ def test_views_share_memory_and_copies_do_not():
     assert xp.ascontiguousarray(a.T).flags.c_contiguous
 
 
-def test_new_memory_is_poisoned():
+def test_device_array_without_values_is_poisoned():
     for dtype in DTYPES:
         assert np.isnan(xp.empty((2, 3), dtype).get()).all()
         assert np.isnan(xp.empty_like(xp.ones(3, dtype)).get()).all()
@@ -456,7 +482,7 @@ def test_new_memory_is_poisoned():
 # Capture
 
 
-def test_a_captured_step_runs_when_replayed_and_on_what_its_arrays_hold_then(planted):
+def test_capture_runs_when_replayed_and_on_what_its_arrays_hold_then(planted):
     x, y, z = xp.asarray(random(64)), xp.empty(64, np.float32), xp.empty(64, np.float32)
 
     def step():
@@ -483,7 +509,7 @@ def test_capture_through_a_stream_as_with_cupy(planted):
     assert np.array_equal(y.get(), x.get()[::-1])
 
 
-def test_only_launches_can_be_captured():
+def test_capture_takes_only_launches():
     a = xp.ones((2, 3), np.float32)
     forbidden = (
         lambda: a + a,
@@ -514,7 +540,7 @@ def test_only_launches_can_be_captured():
     assert (a + a).tolist() == [[2] * 3] * 2, "a failed capture must end"
 
 
-def test_arguments_are_checked_while_capturing(planted):
+def test_capture_checks_arguments(planted):
     with pytest.raises(TypeError, match="argument 3"):
         device.capture(
             lambda: planted("scale<float>")(
@@ -523,12 +549,12 @@ def test_arguments_are_checked_while_capturing(planted):
         )
 
 
-def test_end_without_begin():
+def test_capture_ended_without_begin():
     with pytest.raises(CaptureError, match="without begin_capture"):
         xp.cuda.Stream().end_capture()
 
 
-def test_the_emulator_says_what_it_lacks(monkeypatch):
+def test_missing_says_what_the_emulator_lacks(monkeypatch):
     monkeypatch.setattr(emulator, "COMPILER", "no-such-compiler")
     assert "no-such-compiler was not found, install g++" in emulator.missing()
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -55,7 +55,7 @@ def assert_form(dataset):
         assert labels.shape == (len(labels),) and labels.dtype == np.int32
 
 
-def test_unknown_name():
+def test_load_of_an_unknown_name():
     with pytest.raises(DataError, match="unknown data set 'cifar': choose 'digits' or 'mnist'"):
         load("cifar")
 
@@ -163,6 +163,10 @@ def test_mnist_validation_of_the_papers_text(mnist):
 # MNIST's files, on small ones of the same form
 
 
+NAME = "t10k-images-idx3-ubyte"
+LABELS = "t10k-labels-idx1-ubyte"
+
+
 def idx(array):
     return struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
 
@@ -249,6 +253,36 @@ def test_mnist_from_the_cache_where_the_data_folder_lacks_a_file(files, folder, 
     assert_loads(arrays)
 
 
+def test_mnist_in_other_spellings(files, folder, cache, arrays):
+    """A file that was unpacked and kept its .gz, and the name that some archives unpack."""
+    (folder / f"{NAME}.gz").write_bytes(files.pop(NAME))
+    (folder / LABELS.replace("-idx1", ".idx1")).write_bytes(files.pop(LABELS))
+    put(folder, files)
+    assert_loads(arrays)
+
+
+def test_mnist_from_a_data_folder_below_the_home(files, cache, arrays, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINICNN_DATA", "~/data")
+    put(tmp_path / "data" / "mnist", files)
+    assert_loads(arrays)
+
+
+def test_mnist_without_a_home(files, folder, arrays, monkeypatch):
+    """Nothing is asked of a home where all files are in the data folder."""
+    for name in ("MINICNN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: homeless() if str(path).startswith("~") else path)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    put(folder, files)
+    assert_loads(arrays)
+    (folder / NAME).unlink()
+    assert refusal() == "no home folder to keep MNIST in: set MINICNN_CACHE, or MINICNN_DATA, to a folder"
+
+
 @pytest.mark.parametrize("variable, below", [("XDG_CACHE_HOME", "minicnn/mnist"), ("HOME", ".cache/minicnn/mnist")])
 def test_mnist_default_cache(files, arrays, monkeypatch, tmp_path, variable, below):
     for name in ("MINICNN_DATA", "MINICNN_CACHE", "XDG_CACHE_HOME"):
@@ -258,8 +292,6 @@ def test_mnist_default_cache(files, arrays, monkeypatch, tmp_path, variable, bel
     assert_loads(arrays)
 
 
-NAME = "t10k-images-idx3-ubyte"
-LABELS = "t10k-labels-idx1-ubyte"
 DAMAGE = {
     "wrong sum": (NAME, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "has the wrong SHA-256"),
     "short": (NAME, lambda raw: raw[:-1], "holds 3935 bytes uncompressed, not 3936"),
@@ -269,7 +301,13 @@ DAMAGE = {
     "empty": (LABELS, lambda raw: b"", "header (empty), not 0000080100000005"),
     "truncated gz": (f"{NAME}.gz", lambda raw: gzip.compress(raw)[:-100], "is truncated"),
     "cut in its gz trailer": (f"{NAME}.gz", lambda raw: gzip.compress(raw)[:-3], "is truncated"),
-    "not gzip": (f"{NAME}.gz", lambda raw: raw, "is not a sound gzip file (Not a gzipped file"),
+    "not gzip": (
+        f"{NAME}.gz",
+        lambda raw: b"<html>",
+        "is not a sound gzip file, nor an IDX file: it begins with 3c6874",
+    ),
+    "a gzip bomb": (f"{NAME}.gz", lambda raw: gzip.compress(bytes(10**7)), "has the IDX header 00000000"),
+    "a gzip bomb with a header": (f"{NAME}.gz", lambda raw: gzip.compress(raw + bytes(10**7)), "holds 3937 bytes"),
     "wrong gz checksum": (f"{NAME}.gz", lambda raw: gzip.compress(raw)[:-6] + b"abcdef", "is not a sound gzip file"),
     "bad gz block": (f"{NAME}.gz", lambda raw: gzip.compress(raw)[:10] + b"\xff" * 99, "is not a sound gzip file"),
     "wrong sum in gz": (f"{NAME}.gz", lambda raw: gzip.compress(raw[:-1] + bytes([raw[-1] ^ 1])), "wrong SHA-256"),
@@ -313,13 +351,19 @@ def test_mnist_missing(files, folder, cache, monkeypatch, data_is_set):
 
 @contextlib.contextmanager
 def mirror(served, promise=0):
-    """The address of a server of {file name: bytes}, 404 for the rest; it announces `promise` bytes too many."""
+    """The address of a server of {file name: bytes, or the address of a redirection}, 404 for the rest; it announces
+    `promise` bytes too many."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             contents = served.get(self.path.removeprefix("/mnist/"))
             if contents is None:
                 self.send_error(404)
+                return
+            if isinstance(contents, str):
+                self.send_response(302)
+                self.send_header("Location", contents)
+                self.end_headers()
                 return
             self.send_response(200)
             self.send_header("Content-Length", str(len(contents) + promise))
@@ -367,6 +411,24 @@ def test_download_that_is_damaged_is_passed_over(packed, folder, cache, arrays, 
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == packed
 
 
+@pytest.mark.parametrize("address", ["http://[", "nonsense:\\", "ftp://", "file:///etc/hosts"])
+def test_download_redirected_to_nowhere_goes_to_the_second_mirror(packed, folder, cache, arrays, monkeypatch, address):
+    with mirror(dict.fromkeys(packed, address)) as first, mirror(packed) as second:
+        monkeypatch.setattr(data, "MIRRORS", (first, second))
+        assert_loads(arrays)
+
+
+def test_download_without_end_stops(packed, files, folder, cache, arrays, monkeypatch):
+    """Of bytes, by their number; of single bytes now and then, by the time."""
+    with mirror(dict.fromkeys(packed, bytes(10**8))) as first, mirror({}) as second:
+        monkeypatch.setattr(data, "MIRRORS", (first, second))
+        assert f"sends more than the {15680 + 1024} bytes that {next(iter(files))} can have" in refusal()
+    monkeypatch.setattr(data, "TOTAL_TIME", 0)
+    with mirror(packed) as slow:
+        monkeypatch.setattr(data, "MIRRORS", (slow,))
+        assert f"did not send {next(iter(files))} within 0 seconds" in refusal()
+
+
 def test_download_that_is_damaged_everywhere_leaves_nothing(packed, files, folder, cache, monkeypatch):
     web_page = dict.fromkeys(packed, b"<html>log in to this network</html>")
     other_file = dict.fromkeys(packed, packed[f"{NAME}.gz"])
@@ -412,7 +474,7 @@ def test_download_into_a_cache_that_cannot_be_written(packed, folder, cache, mon
     assert f"cannot write {cache}" in message and "set MINICNN_CACHE to a folder that can be written" in message
 
 
-def test_no_network(files, folder, cache, monkeypatch):
+def test_download_without_a_network(files, folder, cache, monkeypatch):
     with mirror({}) as closed:
         pass
     monkeypatch.setattr(data, "MIRRORS", (closed,))
@@ -422,7 +484,7 @@ def test_no_network(files, folder, cache, monkeypatch):
     assert f"in {folder} or in {cache}" in message and all(name in message for name in files)
 
 
-def test_silent_mirror_times_out(files, folder, cache, monkeypatch):
+def test_download_from_a_silent_mirror_times_out(files, folder, cache, monkeypatch):
     served = threading.Event()
 
     class Silent(dict):

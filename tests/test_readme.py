@@ -10,24 +10,24 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_code_runs(code):
+def test_readme_code_runs(code):
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_commands_exist():
+def test_readme_commands_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
     modules = set(re.findall(r"python -m experiments\.(\w+)", README))
     assert modules and all((ROOT / "experiments" / f"{name}.py").exists() for name in modules - {"NAME"})
 
 
-def test_every_experiment_is_in_the_table():
+def test_readme_has_every_experiment_in_its_table():
     named = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
     runnable = {p.stem for p in (ROOT / "experiments").glob("*.py") if "__main__" in p.read_text(encoding="utf-8")}
     assert named == runnable
 
 
-def test_files_that_are_named_are_there():
+def test_readme_names_files_that_are_there():
     paths = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     paths += re.findall(r"`((?:minicnn|kernels|tests|experiments)/[\w./]+)`", README)
     missing = [p for p in paths if not (ROOT / p).exists()]

@@ -77,7 +77,7 @@ needs_sanitizers = pytest.mark.skipif(sanitize.missing() is not None, reason=str
 @needs_sanitizers
 @pytest.mark.parametrize("launch", ["right kernels", "after a deadlock"])
 @pytest.mark.parametrize("sanitizer", sanitize.LIBRARIES)
-def test_right_kernels_are_clean(sanitizer, launch):
+def test_sanitizer_finds_nothing_in_right_kernels(sanitizer, launch):
     process = launched(sanitizer, launch)
     assert process.returncode == 0, process.stderr
     assert "Sanitizer" not in process.stderr and "runtime error" not in process.stderr
@@ -97,15 +97,19 @@ def test_right_kernels_are_clean(sanitizer, launch):
         ("thread", "shuffle for a barrier", "ThreadSanitizer: data race"),
     ],
 )
-def test_a_planted_defect_is_reported_with_its_file(sanitizer, launch, report):
+def test_sanitizer_reports_a_planted_defect_with_its_file(sanitizer, launch, report):
     process = launched(sanitizer, launch)
     assert process.returncode != 0
     assert report in process.stderr, process.stderr
     assert re.search(r"[\s']planted\.cu:\d+", process.stderr)
 
 
+def test_sanitize_files_exist():
+    assert all((sanitize.ROOT / file).is_file() for file in sanitize.FILES)
+
+
 @needs_sanitizers
-def test_make_sanitize_fails_with_the_report_of_a_test(tmp_path, monkeypatch, capsys):
+def test_sanitize_main_fails_with_the_report_of_a_test(tmp_path, monkeypatch, capsys):
     file = tmp_path / "test_launches.py"
     file.write_text(
         "from tests.test_sanitizers import LAUNCHES\n"

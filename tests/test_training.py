@@ -1,6 +1,6 @@
 """Training: that it learns, that the recipe is what it does, and that a killed run goes on to the same bits.
 
-`python -m tests.test_training CHECKPOINT [MOMENT]` is the run that test_a_killed_run_resumes_to_the_same_bits kills.
+`python -m tests.test_training CHECKPOINT [MOMENT]` is the run that test_fit_killed_resumes_to_the_same_bits kills.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +19,20 @@ import pytest
 
 from minicnn import data
 from minicnn.autograd import Tensor
+from minicnn.backend import to_host
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
-from minicnn.networks import WeightsError, load_npz, predict, save_npz, save_weights
 from minicnn.ops import cross_entropy
-from minicnn.training import Recipe, TrainingError, distilled_labels, evaluate, fit
+from minicnn.training import Recipe, TrainingError, correct, distilled_labels, evaluate, fit, predict
+from minicnn.weights import WeightsError, load_npz, save_npz, save_weights
+from tests.conftest import dense_network, small_cnn
 
-RECIPE = Recipe(temperature=2, batch=8, epochs=3, seed=3)
-
-
-def small(seed=0, rate=0.5, dtype=np.float32):
-    """One of each layer, on 8x8 images of 4 classes; the penalty is on dense2_W."""
-    rng = np.random.default_rng(seed)
-    shared = {"rng": rng, "dtype": dtype}
-    return Sequential(
-        conv1=Conv2D(1, 4, 3, **shared),
-        pool1=MaxPool2D(2),
-        flatten=Flatten(),
-        dense1=Dense(36, 8, relu=True, **shared),
-        dropout1=Dropout(rate),
-        dense2=Dense(8, 4, **shared),
-    )
+RECIPE = Recipe(temperature=2, batch=8, epochs=3, seed=3, l2={"dense2_W": 0.01})
 
 
 def samples(n, dtype=np.float32):
-    """Noise, brighter in one of four quarters; the label says in which."""
+    """Noise, brighter in one of three quarters; the label says in which."""
     rng = np.random.default_rng(7)
-    labels = rng.integers(0, 4, n).astype(np.int32)
+    labels = rng.integers(0, 3, n).astype(np.int32)
     images = rng.random((n, 1, 8, 8))
     for image, label in zip(images, labels, strict=True):
         image[0, label // 2 * 4 : label // 2 * 4 + 4, label % 2 * 4 : label % 2 * 4 + 4] += 0.3
@@ -51,9 +40,7 @@ def samples(n, dtype=np.float32):
 
 
 def weights(network):
-    return {
-        name: p.data if isinstance(p.data, np.ndarray) else p.data.get() for name, p in network.parameters().items()
-    }
+    return {name: to_host(p.data) for name, p in network.parameters().items()}
 
 
 def bits(network):
@@ -64,7 +51,7 @@ def without_seconds(history):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
-def test_learns_digits():
+def test_fit_learns_digits():
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install scikit-learn")
     digits = data.load("digits")
     images, labels = digits.train_images[:400], digits.train_labels[:400]
@@ -86,88 +73,93 @@ def test_learns_digits():
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5] and all(row["seconds"] > 0 for row in history)
 
 
-def test_a_step_is_what_the_recipe_says(device):
-    """One batch, one step: the mean loss at T, its gradient, Nesterov momentum, the penalty on the last weights."""
-    recipe = Recipe(temperature=3, learning_rate=0.2, momentum=0.6, l2=0.05, batch=12, epochs=1)
+def test_fit_takes_the_step_that_the_recipe_says(device):
+    """One batch, one step: the mean loss at T, its gradient, Nesterov momentum, the penalty on the parameters named."""
+    recipe = Recipe(3, learning_rate=0.2, momentum=0.6, l2={"dense2_W": 0.05, "conv1_b": 0.1}, batch=12, epochs=1)
     images, labels = samples(12, np.float64)
-    witness = small(rate=0, dtype=np.float64)
+    witness, network = small_cnn(rate=0, dtype=np.float64), small_cnn(rate=0, dtype=np.float64)
+    for net in (witness, network):
+        net.layers["conv1"].b.data += 1  # a penalty on zeros would not show
     loss = cross_entropy(witness(Tensor(images)), labels, T=3).mean()
     loss.backward()
-    network = small(rate=0, dtype=np.float64).to(device.name)
-    (row,) = fit(network, images, labels, recipe)
+    (row,) = fit(network.to(device.name), images, labels, recipe)
     assert row["train_loss"] == pytest.approx(float(loss), rel=1e-12)
     for name, p in witness.parameters().items():
-        gradient = p.grad + (2 * 0.05 * p.data if name == "dense2_W" else 0)
+        gradient = p.grad + 2 * recipe.l2.get(name, 0) * p.data
         np.testing.assert_allclose(weights(network)[name], p.data - 0.2 * 1.6 * gradient, rtol=1e-11, atol=1e-15)
 
 
-def test_steps_batches_and_callbacks():
+def test_fit_steps_batches_and_callbacks():
     """21 samples in batches of 8: two steps an epoch, the other five wait for another order."""
     images, labels = samples(21)
     steps, rows = [], []
-    fit(small(), images, labels, RECIPE, on_step=lambda *done: steps.append(done), on_epoch=rows.append)
+    fit(small_cnn(), images, labels, RECIPE, on_step=lambda *done: steps.append(done), on_epoch=rows.append)
     assert steps == [(1, 2), (2, 2)] * 3
     assert [row["epoch"] for row in rows] == [1, 2, 3]
 
 
-def test_every_epoch_has_an_order_and_masks_of_its_own():
+def test_fit_has_an_order_and_masks_of_its_own_for_every_epoch():
     """Where nothing is learned, the losses of two epochs differ by their orders and masks alone."""
     images, labels = samples(21)
-    still = dataclasses.replace(RECIPE, learning_rate=1e-30, l2=0)
+    still = dataclasses.replace(RECIPE, learning_rate=1e-30, l2={})
 
-    def losses(rate, images, labels):
-        return [row["train_loss"] for row in fit(small(rate=rate), images, labels, still)]
+    def losses(rate, images, labels, **change):
+        recipe = dataclasses.replace(still, **change)
+        return [row["train_loss"] for row in fit(small_cnn(rate=rate), images, labels, recipe)]
 
-    assert len(set(losses(0, images, labels))) == 3  # five of 21 are left out, each time others
+    by_order = losses(0, images, labels)
+    assert len(set(by_order)) == 3  # five of 21 are left out, each time others
+    assert set(losses(0, images, labels, seed=4)).isdisjoint(by_order)
     same = np.repeat(images[:1], 8, axis=0), np.repeat(labels[:1], 8)
     assert len(set(losses(0, *same))) == 1
     assert len(set(losses(0.5, *same))) == 3
 
 
-def test_the_seed_fixes_every_bit(device):
+def test_fit_has_every_bit_fixed_by_the_seed(device):
     images, labels = samples(20)
 
     def run(**change):
-        network = small().to(device.name)
+        network = small_cnn().to(device.name)
         history = fit(network, images, labels, dataclasses.replace(RECIPE, **change))
         return bits(network), without_seconds(history)
 
     first = run()
     assert run() == first
-    for change in ({"seed": 4}, {"learning_rate": 0.11}, {"momentum": 0.4}, {"temperature": 3}, {"l2": 0.02}):
+    changes = {"seed": 4, "learning_rate": 0.11, "momentum": 0.4, "temperature": 3, "l2": {"conv1_W": 0.02}}
+    for change in ({name: value} for name, value in changes.items()):
         assert run(**change)[0] != first[0]
 
 
-def test_a_captured_step_gives_the_same_bits(device):
+def test_fit_with_a_captured_step_gives_the_same_bits(device):
     images, labels = samples(20)
     results = []
     for graph in (True, False):
-        network = small().to(device.name)
+        network = small_cnn().to(device.name)
         history = fit(network, images, labels, RECIPE, {"held": (images, labels)}, graph=graph)
         results.append((bits(network), without_seconds(history)))
     assert results[0] == results[1]
 
 
-def test_devices_agree(device):
+def test_fit_agrees_on_all_devices(device):
     """The same masks and order everywhere, so float64 training agrees to rounding."""
     images, labels = samples(20, np.float64)
-    here, there = small(dtype=np.float64), small(dtype=np.float64).to(device.name)
+    here, there = small_cnn(dtype=np.float64), small_cnn(dtype=np.float64).to(device.name)
     fit(here, images, labels, RECIPE)
     fit(there, images, labels, RECIPE)
     for name, w in weights(here).items():
         assert np.abs(w - weights(there)[name]).max() < 1e-11
 
 
-def test_soft_labels():
+def test_fit_on_soft_labels():
     """One-hot rows are the classes themselves; a teacher's labels are learned from."""
     images, labels = samples(64)
-    hard, soft = small(), small()
+    hard, soft = small_cnn(), small_cnn()
     fit(hard, images, labels, RECIPE)
-    fit(soft, images, np.eye(4)[labels], RECIPE)
+    fit(soft, images, np.eye(3)[labels], RECIPE)
     for name, w in weights(hard).items():
         np.testing.assert_allclose(w, weights(soft)[name], rtol=1e-5, atol=1e-6)
     recipe = dataclasses.replace(RECIPE, epochs=20, temperature=1)
-    teacher, student = small(rate=0), small(seed=1, rate=0)
+    teacher, student = small_cnn(rate=0), small_cnn(seed=1, rate=0)
     fit(teacher, images, labels, recipe)
     history = fit(student, images, distilled_labels(teacher, images, T=1), recipe)
     assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
@@ -176,11 +168,11 @@ def test_soft_labels():
 
 @pytest.mark.parametrize("T", [1, 20])
 def test_distilled_labels(device, T):
-    network, (images, _) = small(), samples(10)
+    network, (images, _) = small_cnn(), samples(10)
     e = np.exp(predict(network, images).astype(np.float64) / T)
     network.to(device.name)
     plain = distilled_labels(network, images, T)
-    assert plain.shape == (10, 4) and plain.dtype == np.float32
+    assert plain.shape == (10, 3) and plain.dtype == np.float32
     np.testing.assert_allclose(plain, e / e.sum(axis=1, keepdims=True), rtol=1e-5)
     dropped = distilled_labels(network, images, T, dropout=1)
     for soft in (plain, dropped):
@@ -190,25 +182,27 @@ def test_distilled_labels(device, T):
     assert not np.array_equal(dropped, plain)
 
 
-def test_evaluate():
-    network, (images, labels) = small(), samples(30)
+def test_evaluate_and_correct():
+    network, (images, labels) = small_cnn(), samples(30)
     z = predict(network, images).astype(np.float64)
     for T in (1, 20):
         losses = np.logaddexp.reduce(z / T, axis=1) - z[np.arange(30), labels] / T
         accuracy, loss = evaluate(network, images, labels, T=T)
         assert accuracy == (z.argmax(axis=1) == labels).mean() and 0 < accuracy < 1
         assert loss == pytest.approx(losses.mean(), rel=1e-5)
+    found = correct(network, images, labels.tolist(), chunk=7)
+    assert found.dtype == bool and found.tolist() == (z.argmax(axis=1) == labels).tolist()
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 @pytest.mark.parametrize("learning_rate", [1e6, 1e30], ids=["large", "NaN"])
-def test_divergence(device, tmp_path, learning_rate):
+def test_fit_that_diverges(device, tmp_path, learning_rate):
     images, labels = samples(16)
     checkpoint = tmp_path / "checkpoint.npz"
     recipe = dataclasses.replace(RECIPE, learning_rate=learning_rate)
     found = r"^training diverged in epoch \d, step \d: mean loss (\S+); a learning rate below (\S+) may help$"
     with pytest.raises(TrainingError, match=found) as error:
-        fit(small().to(device.name), images, labels, recipe, checkpoint=checkpoint)
+        fit(small_cnn().to(device.name), images, labels, recipe, checkpoint=checkpoint)
     loss, rate = (float(number) for number in re.match(found, str(error.value)).groups())
     assert rate == learning_rate and (loss > 1000 if learning_rate == 1e6 else np.isnan(loss))
     if checkpoint.exists():
@@ -225,43 +219,114 @@ def test_divergence(device, tmp_path, learning_rate):
         ({"batch": 0}, TrainingError, "batch must be positive, got 0"),
         ({"epochs": -1}, TrainingError, "epochs must be positive, got -1"),
         ({"momentum": 1}, TrainingError, "momentum must be at least 0 and below 1, got 1"),
-        ({"l2": -0.1}, TrainingError, "l2 must be at least 0, got -0.1"),
+        ({"l2": {"W": -0.1}}, TrainingError, "the l2 of W must be at least 0, got -0.1"),
     ],
 )
-def test_recipes_that_are_refused(change, error, message):
+def test_recipe_refuses(change, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         Recipe(**change)
 
 
-def test_data_that_are_refused():
+def test_fit_refuses_data():
     images, labels = samples(16)
     with pytest.raises(TrainingError, match="^16 images and 15 targets: each image needs one$"):
-        fit(small(), images, labels[:15], RECIPE)
+        fit(small_cnn(), images, labels[:15], RECIPE)
     with pytest.raises(TrainingError, match="^7 samples are less than one batch of 8$"):
-        fit(small(), images[:7], labels[:7], RECIPE)
+        fit(small_cnn(), images[:7], labels[:7], RECIPE)
+    with pytest.raises(ValueError, match=r"^l2 names \['dense3_W'\], the parameters are \['conv1_W', "):
+        fit(small_cnn(), images, labels, dataclasses.replace(RECIPE, l2={"dense3_W": 0.01}))
+    message = r"^the loss must be one number a sample, \(8,\), got \(\)$"
+    with pytest.raises(TrainingError, match=message):
+        fit(small_cnn(), images, labels, RECIPE, loss=lambda z, target: cross_entropy(z, target).mean())
 
 
-def test_resuming_gives_the_bits_of_an_uninterrupted_run(device, tmp_path):
+LABELS_REFUSED = {
+    "a column": (lambda labels: labels[:, None], r"labels must have shape \((16,|8, 3)\).*, got \(\d+, 1\)$"),
+    "floats": (lambda labels: labels.astype(float), "must be integers, got float64"),
+    "a class that the network has not": (lambda labels: labels + 1, "labels must be 0 to 2, got 1 to 3"),
+    "a negative class": (lambda labels: labels - 1, "labels must be 0 to 2, got -1 to 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), LABELS_REFUSED.values(), ids=LABELS_REFUSED)
+@pytest.mark.parametrize(
+    "function", [evaluate, correct, partial(fit, recipe=RECIPE)], ids=["evaluate", "correct", "fit"]
+)
+def test_evaluate_correct_fit_refuse_labels(function, change, message):
+    network, (images, labels) = small_cnn(), samples(16)
+    assert set(labels) == {0, 1, 2}
+    before = bits(network)
+    with pytest.raises(ValueError, match=message):
+        function(network, images, change(labels))
+    assert bits(network) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predict_in_chunks(dtype):
+    network, x = small_cnn(dtype=dtype), samples(7)[0]
+    whole = predict(network, x)
+    assert whole.shape == (7, 3) and whole.dtype == dtype
+    assert np.array_equal(whole, network(Tensor(x.astype(dtype))).data)
+    np.testing.assert_allclose(predict(network, x, chunk=3), whole, rtol=1e-5)
+    assert predict(network, x[:0]).shape == (0, 3)
+    assert all(p.grad is None for p in network.parameters().values())
+
+
+def test_predict_with_dropout_takes_another_mask_for_every_chunk():
+    network = Sequential(flatten=Flatten(), dropout1=Dropout(0.5), dense1=Dense(64, 3, rng=0))
+    x = np.repeat(samples(1)[0], 4, axis=0)
+    first = predict(network, x, dropout=1, chunk=2)
+    assert np.array_equal(first, predict(network, x, dropout=1, chunk=2))
+    assert not np.allclose(first[:2], first[2:]) and not np.allclose(first[0], first[1])
+    assert not np.array_equal(first, predict(network, x, dropout=2, chunk=2))
+
+
+def test_predict_on_every_device(device):
+    network, x = small_cnn(dtype=np.float64), samples(3)[0]
+    expected = predict(network, x)
+    found = predict(network.to(device.name), x)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_fit_with_a_loss_of_ones_own(device):
+    """Squared error to real targets, with the engine's operators alone, on (N, D)."""
+    rng = np.random.default_rng(0)
+    x, targets = rng.normal(size=(64, 12)), rng.normal(size=(64, 4))
+
+    def squared_error(y, target):
+        return ((y - target) ** 2).sum(axis=1)
+
+    witness, network = dense_network(dtype=np.float64), dense_network(dtype=np.float64).to(device.name)
+    before = float(squared_error(witness(Tensor(x)), targets).mean())
+    recipe = Recipe(learning_rate=0.02, batch=64, epochs=30)
+    on_cpu = device.name == "cpu"  # the simulated GPU cannot capture the operators of its arrays
+    history = fit(network, x, targets, recipe, loss=squared_error, graph=on_cpu)
+    assert history[0]["train_loss"] == pytest.approx(before, rel=1e-12)
+    assert history[-1]["train_loss"] < 0.7 * before
+
+
+def test_fit_resumed_has_the_bits_of_an_uninterrupted_run(device, tmp_path):
     """Two epochs, then two more from their checkpoint by a network that starts anew."""
     images, labels = samples(20)
     held = {"held": (images, labels)}
     short, long = dataclasses.replace(RECIPE, epochs=2), dataclasses.replace(RECIPE, epochs=4)
-    whole = small().to(device.name)
+    whole = small_cnn().to(device.name)
     expected = fit(whole, images, labels, long, held)
 
     checkpoint = tmp_path / "checkpoint.npz"
-    first = fit(small().to(device.name), images, labels, short, held, checkpoint=checkpoint)
-    resumed, steps = small().to(device.name), []
+    first = fit(small_cnn().to(device.name), images, labels, short, held, checkpoint=checkpoint)
+    resumed, steps = small_cnn().to(device.name), []
     history = fit(resumed, images, labels, long, held, checkpoint=checkpoint, on_step=lambda *s: steps.append(s))
     assert len(steps) == 4
     assert history[:2] == first and without_seconds(history) == without_seconds(expected)
     assert bits(resumed) == bits(whole)
 
 
-def test_resuming_a_finished_run_trains_nothing(tmp_path):
+def test_fit_of_a_finished_run_trains_nothing(tmp_path):
     images, labels = samples(20)
     checkpoint = tmp_path / "checkpoint.npz"
-    network, again = small(), small()
+    network, again = small_cnn(), small_cnn()
     history = fit(network, images, labels, RECIPE, checkpoint=checkpoint)
     before = checkpoint.read_bytes()
 
@@ -269,7 +334,7 @@ def test_resuming_a_finished_run_trains_nothing(tmp_path):
         raise AssertionError("a finished run goes on")
 
     assert fit(again, images, labels, RECIPE, checkpoint=checkpoint, on_step=unexpected, on_epoch=unexpected) == history
-    assert bits(again) == bits(network) != bits(small())
+    assert bits(again) == bits(network) != bits(small_cnn())
     assert checkpoint.read_bytes() == before
 
 
@@ -279,17 +344,17 @@ def test_resuming_a_finished_run_trains_nothing(tmp_path):
         ({"learning_rate": 0.2}, "learning_rate: 0.1 there, 0.2 now"),
         ({"temperature": 1}, "temperature: 2 there, 1 now"),
         ({"seed": 4, "batch": 4}, "batch: 8 there, 4 now, seed: 3 there, 4 now"),
-        ({"network": small(seed=1)}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
+        ({"network": small_cnn(seed=1)}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
         ({"images": samples(20)[0] * 2}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
         ({"labels": samples(20)[1] % 2}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, difference):
+def test_fit_refuses_the_checkpoint_of_another_run(tmp_path, change, difference):
     images, labels = samples(20)
     checkpoint = tmp_path / "checkpoint.npz"
-    fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
-    run = {"network": small(), "images": images, "labels": labels} | change
+    fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
+    run = {"network": small_cnn(), "images": images, "labels": labels} | change
     network, images, labels = (run.pop(name) for name in ("network", "images", "labels"))
     recipe = dataclasses.replace(RECIPE, **run)
     before, saved = bits(network), checkpoint.read_bytes()
@@ -299,24 +364,25 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, difference):
     assert bits(network) == before and checkpoint.read_bytes() == saved
 
 
-def test_damaged_checkpoints_are_refused(tmp_path):
+def test_fit_refuses_damaged_checkpoints(tmp_path):
     images, labels = samples(20)
     checkpoint = tmp_path / "checkpoint.npz"
-    fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
+    fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
     whole = checkpoint.read_bytes()
     for contents in (whole[:-100], b"", whole[:500] + bytes(100) + whole[600:]):
         checkpoint.write_bytes(contents)
         with pytest.raises(WeightsError, match=f"^{checkpoint}: not a readable .npz file"):
-            fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
+            fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
         assert checkpoint.read_bytes() == contents
     checkpoint.write_bytes(whole)
     arrays = load_npz(checkpoint)
+    assert {"fingerprint", "history", "weights/dense2_b", "velocity/dense2_b"} < set(arrays)
     save_npz(checkpoint, {name: array for name, array in arrays.items() if name != "velocity/dense2_b"})
     with pytest.raises(TrainingError, match=f"^{checkpoint} lacks the momentum of some parameters: remove it"):
-        fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
-    save_weights(small(), checkpoint)
+        fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
+    save_weights(small_cnn(), checkpoint)
     with pytest.raises(TrainingError, match=f"^{checkpoint} is no checkpoint of this program: remove it"):
-        fit(small(), images, labels, RECIPE, checkpoint=checkpoint)
+        fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
 
 
 EPOCHS, STEPS = 9, 6
@@ -343,7 +409,7 @@ def stepwise_run(checkpoint, moment=None):
         sys.stdin.readline()
 
     recipe = dataclasses.replace(RECIPE, epochs=EPOCHS)
-    network = small()
+    network = small_cnn()
     held = {"held": (images[:10], labels[:10])}
     print(json.dumps(without_seconds(fit(network, images, labels, recipe, held, checkpoint, on_step, epochs.append))))
 
@@ -370,7 +436,7 @@ def finish(checkpoint):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL, which this system lacks")
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+def test_fit_killed_resumes_to_the_same_bits(tmp_path):
     """Killed in the middle of an epoch, around its end at random moments, and at the worst moments of a write."""
     steps, history, expected = finish(tmp_path / "whole.npz")
     assert steps == EPOCHS * STEPS and len(history) == EPOCHS

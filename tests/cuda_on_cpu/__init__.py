@@ -10,7 +10,7 @@ holds kernels, right and wrong, by which tests/test_cuda_on_cpu.py and tests/tes
 | memory read before it is written            | NaN                                                                 |
 | shared or global array out of bounds        | AddressSanitizer, UndefinedBehaviorSanitizer: file and line         |
 | misaligned vector access                    | UndefinedBehaviorSanitizer                                          |
-| wrong scalar width, dtype, host memory      | the check of a launch's arguments                                   |
+| wrong scalar or struct size, dtype, host    | the check of a launch's arguments                                   |
 | a launch that no GPU takes                  | the check of its limits                                             |
 | results that depend on the order of blocks  | other bits under another seed                                       |
 

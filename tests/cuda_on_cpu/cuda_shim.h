@@ -5,6 +5,7 @@
 #include <math.h>  // not <cmath>: exp(float) in the global namespace has to be the float function, as in CUDA
 
 #include <cstring>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -171,21 +172,20 @@ constexpr char kind() {
     return std::is_signed_v<T> ? 'i' : 'u';
 }
 
-// A parameter as three characters: kind and bytes of a value, or of the components behind a pointer, and '.' or '*'.
+// A parameter as text: kind and bytes of a value, or of the components behind a pointer, then '.' or '*'. A struct by
+// value is of kind V.
 template <class Parameter>
-void describe(char *text) {
+std::string description() {
+    constexpr bool pointer = std::is_pointer_v<Parameter>, structure = std::is_class_v<Parameter>;
+    static_assert(!structure || std::is_trivially_copyable_v<Parameter>, "a launch copies a struct byte by byte");
     using T = std::remove_cv_t<std::remove_pointer_t<Parameter>>;
-    using Number = std::conditional_t<std::is_pointer_v<Parameter>, typename Component<T>::type, T>;
-    text[0] = kind<Number>();
-    text[1] = sizeof(Number) < 10 ? char('0' + sizeof(Number)) : '?';
-    text[2] = std::is_pointer_v<Parameter> ? '*' : '.';
+    using Number = std::conditional_t<pointer, typename Component<T>::type, T>;
+    return (structure ? 'V' : kind<Number>()) + std::to_string(sizeof(Number)) + (pointer ? "* " : ". ");
 }
 template <class... Parameters>
 const char *signature(void (*)(Parameters...)) {
-    static char text[3 * sizeof...(Parameters) + 1];
-    char *end = text;
-    ((describe<Parameters>(end), end += 3), ...);
-    return text;
+    static const std::string text = (std::string() + ... + description<Parameters>());
+    return text.c_str();
 }
 
 template <class... Parameters, size_t... I>

@@ -4,7 +4,8 @@
     module.get_function("relu<float>")((blocks,), (256,), (x, y, np.int64(x.size)), shared_mem=0)
 
 The source stays as it is: g++ compiles it behind cuda_shim.h. Launches check what CuPy and the GPU leave unchecked: the
-number of arguments, the exact width of scalars, dtype and contiguity of arrays. Needs g++ on Linux; `missing()` tells.
+number of arguments, the exact size of scalars and structs, dtype and contiguity of arrays. Needs g++ on Linux;
+`missing()` tells.
 """
 
 import ctypes
@@ -102,17 +103,20 @@ class Module:
 
 
 class Parameter(NamedTuple):
-    """A kernel parameter: a NumPy dtype, by value or behind a pointer."""
+    """A kernel parameter: a NumPy dtype, by value or behind a pointer; kind V is a struct by value."""
 
     dtype: np.dtype
     is_pointer: bool
 
     def __str__(self):
+        if self.dtype.kind == "V":
+            return f"a struct of {self.dtype.itemsize} bytes"
         return f"{self.dtype} *" if self.is_pointer else str(self.dtype)
 
 
 class Kernel:
-    """One kernel, called as kernel(grid, block, args, shared_mem=0); args are device arrays and NumPy scalars."""
+    """One kernel, called as kernel(grid, block, args, shared_mem=0). args are device arrays, NumPy scalars and, for
+    structs, NumPy arrays of one structured element."""
 
     def __init__(self, name, handle, index, static_shared):
         self.name = name
@@ -154,7 +158,7 @@ class Kernel:
         submit(functools.partial(self._run, grid, block, values, shared_mem))
 
     def _checked(self, args):
-        """The arguments as arrays: device memory itself, scalars copied."""
+        """The arguments as arrays: device memory itself, scalars and structs copied."""
         if len(args) != len(self._parameters):
             raise TypeError(f"{self.name} takes {len(self._parameters)} arguments, got {len(args)}")
         values = []
@@ -199,6 +203,10 @@ def _extent(what, extent, limits):
 
 def _mismatch(argument, parameter):
     """What is wrong with an argument, or None."""
+    if parameter.dtype.kind == "V":
+        if not isinstance(argument, np.ndarray) or argument.size != 1 or argument.dtype.names is None:
+            return f"{type(argument).__name__} {argument!r}: pass a NumPy array of one structured element"
+        return None if argument.itemsize == parameter.dtype.itemsize else f"one of {argument.itemsize}"
     if not parameter.is_pointer:
         if not isinstance(argument, np.generic):
             return f"{type(argument).__name__} {argument!r}: pass a NumPy scalar, CuPy makes 8 bytes of a Python number"
@@ -213,12 +221,11 @@ def _mismatch(argument, parameter):
 def _parameters(name, handle, index):
     function = handle[f"signature_{index}"]
     function.restype = ctypes.c_char_p
-    text = function().decode()
     parameters = []
-    for kind, size, shape in (text[i : i + 3] for i in range(0, len(text), 3)):
-        if kind == "?":
-            raise TypeError(f"{name}: parameter {len(parameters)} is neither a number nor a pointer to numbers")
-        parameters.append(Parameter(np.dtype(kind + size), shape == "*"))
+    for text in function().decode().split():
+        if text.startswith("?"):
+            raise TypeError(f"{name}: parameter {len(parameters)} is no number, struct or pointer to numbers")
+        parameters.append(Parameter(np.dtype(text[:-1]), text.endswith("*")))
     return parameters
 
 

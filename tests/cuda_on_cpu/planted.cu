@@ -172,6 +172,18 @@ extern "C" __global__ void vectors(const float4 *x, double2 *y, const unsigned c
     y[threadIdx.x] = make_double2(v.x + v.y, flag ? double(step) : double(bytes[threadIdx.x]));
 }
 
+// A struct with a hole between its fields, by value.
+struct Fields {
+    int first;
+    double second;
+    unsigned char third;
+};
+extern "C" __global__ void fields(double *y, Fields s) {
+    y[0] = s.first;
+    y[1] = s.second;
+    y[2] = s.third;
+}
+
 // The intrinsics, each on x and a constant.
 extern "C" __global__ void intrinsics(const float *x, const unsigned *u, float *of_floats, unsigned *of_integers, int n) {
     const int i = threadIdx.x;

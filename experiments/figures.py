@@ -1,0 +1,88 @@
+"""The pictures that experiments share: the paper's Figures 1 and 2, saliency maps, the finding, success rates."""
+
+import numpy as np
+
+from experiments import common
+
+
+def show_image(axes, image, title=""):
+    """Draw an image (H, W) in [0, 1], dark on light."""
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=8)
+    axes.axis("off")
+
+
+def show_map(axes, saliency_map, title=""):
+    """Draw a saliency map (H, W): red raises the loss, blue lowers it; white is zero."""
+    bound = float(np.abs(saliency_map).max()) or 1.0
+    axes.imshow(saliency_map, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    axes.set_title(title, fontsize=8)
+    axes.axis("off")
+
+
+def show_moves(axes, image, adversarial, title=""):
+    """Draw an adversarial sample (H, W), the pixels that were moved in red."""
+    show_image(axes, adversarial, title)
+    moved = np.argwhere(image != adversarial)
+    axes.scatter(moved[:, 1], moved[:, 0], s=4, color="tab:red")
+
+
+def draw_samples(path, images, labels, result, decisions, title):
+    """Figure 1 above Figure 2: samples, and what an attack made of them (red: changed pixels).
+
+    images (N, 1, H, W), labels (N,); result: the AttackResult; decisions (N,): of the network on result.adversarial.
+    """
+    fig, axes = common.figure(2, len(images), width=1.3, height=1.6)
+    for i, (top, bottom) in enumerate(axes.T):
+        outcome = f"seen as {decisions[i]}" if result.succeeded[i] else "failed"
+        show_image(top, images[i, 0], f"label {labels[i]}")
+        show_moves(bottom, images[i, 0], result.adversarial[i, 0], f"{outcome}\n{result.moves[i]} moves")
+    fig.suptitle(title, fontsize=10)
+    common.save_figure(path, fig)
+
+
+def draw_maps(path, images, rows):
+    """Images (N, 1, H, W) above their maps: rows is a list of (title, SaliencyMaps)."""
+    fig, axes = common.figure(1 + len(rows), len(images), width=1.4, height=1.6)
+    for i in range(len(images)):
+        show_image(axes[0, i], images[i, 0])
+        for line, (title, found) in zip(axes[1:], rows, strict=True):
+            size = "all zero" if found.zeros[i] == found.maps[i].size else f"$10^{{{found.log10_size()[i]:.1f}}}$"
+            show_map(line[i], found.maps[i, 0], f"{title}\n{size}" if i == 0 else size)
+    common.save_figure(path, fig)
+
+
+def draw_finding(path, image, title, rows):
+    """The finding in one picture: the same image (1, H, W), its map and Algorithm 1, in one arithmetic a row.
+
+    title: of the image; rows: (arithmetic, SaliencyMaps, AttackResult, decision), each of this image alone.
+    """
+    fig, axes = common.figure(len(rows), 3, width=2.2, height=2.6)
+    for (original, map_, moved), (arithmetic, found, result, decision) in zip(axes, rows, strict=True):
+        zero = found.zeros[0] == found.maps[0].size
+        size = "exactly 0 everywhere" if zero else f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
+        outcome = f"sees {decision}" if result.succeeded[0] else f"still sees {decision}"
+        show_image(original, image[0], title)
+        show_map(map_, found.maps[0, 0], f"saliency map, {arithmetic} float32:\n{size}")
+        show_moves(moved, image[0], result.adversarial[0, 0], f"Algorithm 1, {result.moves[0]} moves:\n{outcome}")
+    common.save_figure(path, fig)
+
+
+def draw_rates(path, panels, names):
+    """Success rates as bars with 95 % intervals. panels: title -> arithmetic -> Rates, one for each of the names."""
+    fig, axes = common.figure(1, len(panels), width=4.2)
+    for panel, (title, arithmetics) in zip(axes[0], panels.items(), strict=True):
+        for offset, (arithmetic, rates) in zip((-0.2, 0.2), arithmetics.items(), strict=True):
+            shares = [100 * r.share for r in rates]
+            errors = [
+                [100 * (r.share - r.interval[0]) for r in rates],
+                [100 * (r.interval[1] - r.share) for r in rates],
+            ]
+            at = np.arange(len(names)) + offset
+            panel.bar(at, shares, 0.4, yerr=errors, capsize=3, label=f"{arithmetic} float32")
+        panel.set_xticks(range(len(names)), names)
+        panel.set(title=title, ylim=(0, 105))
+        panel.grid(axis="y", alpha=0.3)
+    axes[0, 0].set_ylabel("adversarial samples found (%)")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    common.save_figure(path, fig)

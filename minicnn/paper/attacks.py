@@ -1,0 +1,329 @@
+"""Adversarial samples by single-pixel moves: Algorithms 1 to 4 of the paper (section 3.2) and the author's own variant
+are one loop with a specification each.
+
+A move sets one pixel to the maximum ("raise") or the minimum ("lower"). The loop makes the move of the largest score,
+never changing a pixel twice, until the decision differs from the label or the limit is reached. A pixel is one entry of
+an image: where an image has several channels, each is moved by itself. What the paper's text leaves open is decided
+here, once:
+
+- Equal scores: the first pixel in raster order. Where raising and lowering it score the same (S1 = S2 matches both
+  branches of Algorithm 2) it is raised; prefer="lower" does what the branches do one after the other.
+- A used entry leaves both maps, as minus infinity (Algorithm 1 says so; Algorithm 3 sets it to 0; Algorithm 2 forgets).
+- Algorithm 3 lowers where the gradient is 0 (its text defines k > 0 and k < 0).
+- A move that changes nothing, raising a pixel that is at the maximum already, counts as a move, as printed;
+  skip_unchanged=True leaves such moves out.
+- Samples that are misclassified already are no samples of an attack (Definition 1) and are reported apart. Rates are
+  shares of the others; summary(result, counted) takes another denominator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minicnn import backend
+from minicnn.layers import Layer
+from minicnn.ops import check_labels, check_temperature
+from minicnn.paper.one_pixel import one_pixel_changes
+from minicnn.paper.saliency import ARITHMETICS as ARITHMETICS
+from minicnn.paper.saliency import check_arithmetic, saliency_maps
+from minicnn.paper.statistics import wilson_interval
+from minicnn.training import correct
+
+RAISE, LOWER = 0, 1
+
+
+class AttackError(ValueError):
+    """An attack cannot be run; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """score: "gradient" (saliency map) or "loss difference"; absolute: whether its absolute value counts; lowers:
+    whether moves to the minimum are allowed; refresh: whether scores are computed again after every move.
+
+    Raises ValueError for another score, and for a gradient with only one of absolute and lowers: its sign chooses
+    between raising and lowering, so the two go together.
+    """
+
+    score: str
+    absolute: bool
+    lowers: bool
+    refresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.score not in ("gradient", "loss difference"):
+            raise ValueError(f"score must be 'gradient' or 'loss difference', got {self.score!r}")
+        if self.score == "gradient" and self.absolute != self.lowers:
+            raise ValueError("a gradient's sign chooses the move: give absolute and lowers the same value")
+
+
+ALGORITHMS = {
+    "1": Algorithm("gradient", absolute=False, lowers=False),
+    "2": Algorithm("loss difference", absolute=True, lowers=True),
+    "3": Algorithm("gradient", absolute=True, lowers=True),
+    "4": Algorithm("loss difference", absolute=True, lowers=True, refresh=True),
+    "author": Algorithm("loss difference", absolute=False, lowers=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What an attack is free to choose.
+
+    arithmetic: "plain" (the author's float32, which underflows) or "scaled" (which does not); T > 0: temperature of the
+    attacked loss; limit: moves a sample (100 in the paper, effectively 99 in the author's code); maximum, minimum:
+    values of a moved pixel; skip_unchanged: leave out moves that change nothing; prefer: "raise" or "lower", of two
+    moves of a pixel that score the same; chunk: images in memory at a time. Raises ValueError for other values.
+    """
+
+    arithmetic: str = "scaled"
+    T: float = 1.0
+    limit: int = 100
+    maximum: float = 1.0
+    minimum: float = 0.0
+    skip_unchanged: bool = False
+    prefer: str = "raise"
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        check_temperature(self.T)
+        check_arithmetic(self.arithmetic)
+        if self.prefer not in ("raise", "lower"):
+            raise ValueError(f"prefer must be 'raise' or 'lower', got {self.prefer!r}")
+        for name, least in ("limit", 0), ("chunk", 1):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if not -math.inf < self.minimum < self.maximum < math.inf:
+            raise ValueError(f"minimum must be below maximum, both finite, got {self.minimum} and {self.maximum}")
+
+
+@dataclasses.dataclass
+class AttackResult:
+    """What an attack did to N samples; NumPy arrays over all N, also those that were not attacked.
+
+    attacked: classified correctly before (bool). succeeded: the decision was changed (bool). moves: made until then, or
+    in all. unchanged_moves: of these, how many changed nothing. zero_scores: every score was exactly 0 (bool), the map
+    said nothing. adversarial: the images, moved. forwards, backwards: passes spent, in images; a recomputed change of
+    one pixel counts as one forward pass.
+    """
+
+    attacked: np.ndarray
+    succeeded: np.ndarray
+    moves: np.ndarray
+    unchanged_moves: np.ndarray
+    zero_scores: np.ndarray
+    adversarial: np.ndarray
+    forwards: int = 0
+    backwards: int = 0
+
+
+def log_odds_against(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """log((1 - p) / p) of the label's probability p: logsumexp_{j != k} z_j - z_k. (N, K), (N,) -> (N,).
+
+    The loss -ln p is its softplus; positive where the label has less than half of the probability.
+    """
+    rows = np.arange(len(logits))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return np.logaddexp.reduce(others, axis=1) - logits[rows, labels]
+
+
+def log_loss_change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """log |softplus(after) - softplus(before)|, the log of the loss's change, from the two log-odds; any one shape.
+
+    Without underflow; -inf where they are equal. With b <= a the two log-odds, the difference of their softplus is
+    log1p(e^t) for t = log sigmoid(b) + log expm1(a - b).
+    """
+    a, b = np.maximum(after, before), np.minimum(after, before)
+    with np.errstate(divide="ignore"):
+        t = (a - b) + np.log(-np.expm1(b - a)) - np.logaddexp(0, -b)
+        return np.where(t < -50, t, np.log(np.logaddexp(0, t)))
+
+
+class _Scorer:
+    """Scores every pixel of every image: best (n, P), the score of the pixel's better move, -inf for none; kind (n, P),
+    RAISE or LOWER; zero (n,), whether all scores are 0. Counts the passes."""
+
+    def __init__(self, network, algorithm, setting):
+        self.network, self.algorithm, self.setting = network, algorithm, setting
+        self.score = self._by_gradient if algorithm.score == "gradient" else self._by_loss_difference
+        self.forwards = self.backwards = 0
+
+    def __call__(self, images, labels):
+        chunk = self.setting.chunk
+        parts = [self.score(images[i : i + chunk], labels[i : i + chunk]) for i in range(0, len(images), chunk)]
+        best, kind, zero = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        if np.isnan(best).any():
+            raise AttackError(
+                f"the logits divided by T = {self.setting.T:g} are no finite {best.dtype}: choose a larger T, or other "
+                "weights where the logits themselves are not finite"
+            )
+        return best, kind, zero
+
+    def _by_gradient(self, images, labels):
+        setting = self.setting
+        found = saliency_maps(self.network, images, labels, setting.T, setting.arithmetic, setting.chunk)
+        self.forwards += len(images)
+        self.backwards += len(images)
+        best = found.maps.reshape(len(images), -1)
+        kind = np.full(best.shape, RAISE)
+        if self.algorithm.absolute:
+            kind = np.where(best > 0, RAISE, LOWER)
+            best = np.abs(best)
+        if setting.skip_unchanged:
+            values = np.where(kind == RAISE, setting.maximum, setting.minimum).astype(images.dtype)
+            best = np.where(images.reshape(best.shape) == values, -np.inf, best)
+        return best, kind, found.zeros == best.shape[1]
+
+    def _loss(self, logits, labels):
+        """What differences are formed of: the loss, as the author computed it, or the log-odds, of which it is a
+        function that grows."""
+        z = logits / logits.dtype.type(self.setting.T)
+        if self.setting.arithmetic == "scaled":
+            return log_odds_against(z, labels)
+        with np.errstate(divide="ignore"):
+            return -np.log(backend.get("cpu").functions.softmax(z, 1.0)[np.arange(len(z)), labels])
+
+    def _difference(self, after, before):
+        """A number that orders the moves of an image as |L(c') - L(c)|, or signed L(c') - L(c), does."""
+        if self.setting.arithmetic == "scaled" and self.algorithm.absolute:
+            return np.maximum(log_loss_change(after, before), np.finfo(after.dtype).min)
+        return np.abs(after - before) if self.algorithm.absolute else after - before
+
+    def _by_loss_difference(self, images, labels):
+        setting = self.setting
+        values = np.array([setting.maximum, setting.minimum][: 1 + self.algorithm.lowers], images.dtype)
+        changes = images.reshape(len(images), -1, 1) != values
+        image, pixel, kind = np.nonzero(changes)
+        candidates = one_pixel_changes(self.network, images)
+        before = self._loss(candidates.logits, labels)
+        after = self._loss(candidates.logits_with(image, pixel, values[kind]), labels[image])
+        scores = np.full(changes.shape, -np.inf, images.dtype)
+        if not setting.skip_unchanged:
+            scores[...] = self._difference(before, before)[:, None, None]
+        scores[image, pixel, kind] = self._difference(after, before[image])
+        zero = np.ones(len(images), bool)
+        zero[image[after != before[image]]] = False
+        self.forwards += len(images) + len(image)
+        lower = scores[..., LOWER:] > scores[..., :LOWER]
+        if setting.prefer == "lower":
+            lower |= scores[..., LOWER:] == scores[..., :LOWER]
+        return scores.max(axis=2), np.where(lower.any(axis=2), LOWER, RAISE), zero
+
+
+def attack(
+    network: Layer,
+    images: np.ndarray,
+    labels: Any,
+    algorithm: str | Algorithm,
+    setting: Setting | None = None,
+    on_move: Callable[[int, int, int], None] | None = None,
+) -> AttackResult:
+    """Run an algorithm on every correctly classified sample, all at once.
+
+    network: any Layer from images (N, C, H, W) or (N, D) to logits (N, K), on any device. images: a host array with
+    values from the setting's minimum to its maximum; labels (N,) integers. algorithm: a key of ALGORITHMS or an
+    Algorithm. on_move(move, limit, active) is called after each round of moves. Returns an AttackResult. Raises
+    ValueError for an unknown algorithm and labels that do not fit, AttackError for images out of that range and where
+    scores are not numbers, as for a T that is too small.
+    """
+    setting = setting or Setting()
+    if not isinstance(algorithm, Algorithm):
+        if algorithm not in list(ALGORITHMS):  # a list: what cannot be hashed is unknown as well
+            raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, ALGORITHMS))}")
+        algorithm = ALGORITHMS[algorithm]
+    scorer = _Scorer(network, algorithm, setting)
+    adversarial = np.array(images, dtype=network.dtype, order="C")
+    _check_range(adversarial, setting)
+    labels = check_labels(labels, len(images))
+    n = len(images)
+    pixels = adversarial.reshape(n, math.prod(adversarial.shape[1:]))  # a view: the moves are made in it
+    result = AttackResult(
+        attacked=correct(network, adversarial, labels, setting.chunk),
+        succeeded=np.zeros(n, bool),
+        moves=np.zeros(n, int),
+        unchanged_moves=np.zeros(n, int),
+        zero_scores=np.zeros(n, bool),
+        adversarial=adversarial,
+        forwards=n,
+    )
+    active = np.flatnonzero(result.attacked)
+    if len(active) and setting.limit:
+        best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
+        ranking = _ranking(best, setting.limit)
+    used = np.zeros((len(active), pixels.shape[1]), bool)
+    rounds = min(setting.limit, pixels.shape[1])
+    for move in range(rounds):
+        if len(active) == 0:
+            break
+        rows = np.arange(len(active))
+        pixel = ranking[:, 0 if algorithm.refresh else move]
+        possible = best[rows, pixel] > -np.inf
+        rows, pixel, movers = rows[possible], pixel[possible], active[possible]
+        value = np.where(kind[rows, pixel] == RAISE, setting.maximum, setting.minimum).astype(pixels.dtype)
+        changed = pixels[movers, pixel] != value
+        pixels[movers, pixel] = value
+        used[rows, pixel] = True
+        result.moves[movers] += 1
+        result.unchanged_moves[movers] += ~changed
+        tried = movers[changed]
+        result.forwards += len(tried)
+        if len(tried):
+            result.succeeded[tried] = ~correct(network, adversarial[tried], labels[tried], setting.chunk)
+        remain = possible & ~result.succeeded[active]
+        active, used, best, kind, ranking = active[remain], used[remain], best[remain], kind[remain], ranking[remain]
+        if algorithm.refresh and len(active) and move + 1 < rounds:
+            best, kind, _ = scorer(adversarial[active], labels[active])
+            best = np.where(used, -np.inf, best)
+            ranking = _ranking(best, 1)
+        if on_move:
+            on_move(move + 1, setting.limit, len(active))
+    result.forwards += scorer.forwards
+    result.backwards = scorer.backwards
+    return result
+
+
+def _check_range(images: np.ndarray, setting: Setting) -> None:
+    minimum, maximum = images.dtype.type(setting.minimum), images.dtype.type(setting.maximum)
+    if not ((images >= minimum) & (images <= maximum)).all():
+        raise AttackError(
+            f"images must be numbers in [{setting.minimum}, {setting.maximum}], these are from {images.min()} to "
+            f"{images.max()}: scale them, or give the Setting another minimum and maximum"
+        )
+
+
+def _ranking(best, count):
+    """The `count` best pixels of each image in order, equal scores in raster order. (n, P) -> (n, count)."""
+    return np.argsort(-best, axis=1, kind="stable")[:, :count]
+
+
+def summary(result: AttackResult, counted: np.ndarray | None = None) -> dict:
+    """The figures of an attack as a dict: intervals are Wilson 95 %.
+
+    counted (N,) bool: the samples that the success rate is a share of, by default those that were attacked. One that
+    was misclassified from the start is no success whatever is counted.
+    """
+    counted = result.attacked if counted is None else counted
+    succeeded, tried = result.succeeded & counted, result.attacked & counted
+    trials, successes = int(counted.sum()), int(succeeded.sum())
+    return {
+        "images": len(result.attacked),
+        "misclassified": int((~result.attacked).sum()),
+        "attacked": int(result.attacked.sum()),
+        "counted": trials,
+        "succeeded": successes,
+        "success_rate": successes / trials if trials else None,
+        "success_interval": wilson_interval(successes, trials),
+        "mean_moves_of_successes": float(result.moves[succeeded].mean()) if successes else None,
+        "unchanged_moves": int(result.unchanged_moves.sum()),
+        "moves": int(result.moves.sum()),
+        "zero_score_share": float(result.zero_scores[tried].mean()) if tried.any() else None,
+        "forwards": result.forwards,
+        "backwards": result.backwards,
+    }

@@ -1,0 +1,80 @@
+"""Saliency maps: the gradient of the cross-entropy by the pixels (Algorithm 1, step 2), plain and scaled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn import backend
+from minicnn.autograd import Tensor, grad
+from minicnn.layers import Layer
+from minicnn.ops import check_labels, check_temperature
+
+ARITHMETICS = ("plain", "scaled")
+
+
+def check_arithmetic(arithmetic: str) -> None:
+    """Raises ValueError for another arithmetic than those of ARITHMETICS."""
+    if arithmetic not in ARITHMETICS:
+        raise ValueError(f"arithmetic must be 'plain' or 'scaled', got {arithmetic!r}")
+
+
+class SaliencyMaps(NamedTuple):
+    """What a network says of N images; NumPy arrays.
+
+    maps, of the images' shape: the gradient divided by 10^log10_scale. log10_scale (N,): 0 for plain. logits (N, K).
+    """
+
+    maps: np.ndarray
+    log10_scale: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def zeros(self) -> np.ndarray:
+        """How many entries of each map are exactly 0, (N,)."""
+        return (_flat(self.maps) == 0).sum(axis=1)
+
+    def log10_size(self) -> np.ndarray:
+        """log10 of the largest absolute true gradient, (N,); -inf for a map that is exactly zero."""
+        with np.errstate(divide="ignore"):
+            return np.log10(np.abs(_flat(self.maps)).max(axis=1).astype(np.float64)) + self.log10_scale
+
+
+def _flat(maps: np.ndarray) -> np.ndarray:
+    return maps.reshape(len(maps), math.prod(maps.shape[1:]))
+
+
+def _maps(network: Layer, images: Any, labels: Any, T: float, arithmetic: str) -> tuple:
+    """Maps, log10_scale and logits of one batch on its device. No gradient of a weight is computed."""
+    functions = backend.of(images).functions
+    pixels = Tensor(images, requires_grad=True)
+    with functions.equal_sums():
+        logits = network(pixels)
+    targets = backend.of(images).asarray(check_labels(labels, *logits.shape), dtype=np.int32)
+    cotangent, log10_scale = functions.saliency_cotangent(logits.data, targets, T, arithmetic)
+    (maps,) = grad(logits, [pixels], cotangent)
+    return maps, log10_scale, logits.data
+
+
+def saliency_maps(
+    network: Layer, images: Any, labels: Any, T: float = 1.0, arithmetic: str = "scaled", chunk: int = 256
+) -> SaliencyMaps:
+    """The saliency map of every image: dL/dc[m][n] of the cross-entropy L = -ln softmax(z / T)_label.
+
+    network: any Layer from images, (N, C, H, W) or (N, D), to logits (N, K), on any device. labels (N,) integers.
+    arithmetic: "plain", the author's p - y, or "scaled", which does not underflow (cpu.saliency_cotangent). At most
+    `chunk` images are in memory at a time. Returns SaliencyMaps. Raises ValueError unless T > 0, for an unknown
+    arithmetic, and for labels that do not fit.
+    """
+    check_temperature(T)
+    check_arithmetic(arithmetic)
+    labels = check_labels(labels, len(images))
+    device, dtype = network.backend, network.dtype
+    parts = []
+    for start in range(0, max(len(images), 1), chunk):
+        batch = device.asarray(images[start : start + chunk], dtype=dtype)
+        found = _maps(network, batch, labels[start : start + chunk], T, arithmetic)
+        parts.append([np.ascontiguousarray(backend.to_host(a)) for a in found])
+    return SaliencyMaps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

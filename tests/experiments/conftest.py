@@ -1,0 +1,81 @@
+"""Experiments as a user meets them, as commands: exit code, what they say, what they write."""
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from minicnn.paper.networks import LAST_LAYER, paper_cnn
+from minicnn.weights import save_weights
+
+TRAIN = ("train", "--epochs", "3", "--batch", "100", "--seed", "7", "--validation", "100")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(experiment, *arguments):
+    """(exit code, stdout, stderr) of python -m experiments.EXPERIMENT, run in this process."""
+    out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    sys.argv = [experiment, *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'experiments", RuntimeWarning)  # a test has imported the module
+            runpy.run_module(f"experiments.{experiment}", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = argv
+    return code, out.getvalue(), err.getvalue()
+
+
+def succeed(experiment, *arguments):
+    """stdout of a command that must succeed and have nothing to complain about, without the progress of a slow one."""
+    code, out, err = run(experiment, *arguments)
+    assert (code, err) == (0, "")
+    return "".join(line for line in out.splitlines(keepends=True) if not re.match(r"  .*: \d+ of \d+", line))
+
+
+def assert_mistake(arguments, *mentioned):
+    """The command ends with code 2 and one line that says what is wrong."""
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    for words in mentioned:
+        assert str(words) in err
+
+
+def read_json(path):
+    """A JSON file as the standard has it, without NaN or Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{path} holds {constant}, which is no JSON")
+
+    return json.loads(Path(path).read_text("utf-8"), parse_constant=refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch):
+    """Digits need no files; a test with MNIST names its folder."""
+    monkeypatch.delenv("MINICNN_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A folder with standard.npz, untrained, and saturated.npz, the same with logits a million times as large."""
+    path, network = tmp_path_factory.mktemp("untrained"), paper_cnn(seed=1)
+    save_weights(network, path / "standard.npz")
+    network.layers[LAST_LAYER].W.data *= 1e6
+    save_weights(network, path / "saturated.npz")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder that a training run of three epochs has written, and what the command said."""
+    path = tmp_path_factory.mktemp("trained")
+    return path, succeed(*TRAIN, "--out", path)

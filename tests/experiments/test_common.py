@@ -1,0 +1,185 @@
+"""What the experiments share: the networks they find, the parts they keep, the files they write."""
+
+import argparse
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments import common
+from minicnn import data, predict, weights
+from minicnn.paper import attacks
+from minicnn.paper.networks import NETWORKS, paper_cnn, rescaled
+from tests.experiments.conftest import read_json
+
+PROTOCOL = common.Protocol("mnist", T=20.0, epochs=50, batch=128)
+
+
+def samples(count):
+    """Noise images and the labels that paper_cnn(seed=1) gives them, the first of them wrong."""
+    images = np.random.default_rng(0).random((count, 1, 28, 28), np.float32)
+    labels = predict(paper_cnn(seed=1), images).argmax(axis=1)
+    labels[0] = (labels[0] + 1) % 10
+    return images, labels
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature", "rate"),
+    [("standard", 1, 0.1), ("temperature", 20, 0.1), ("distilled", 20, 0.05), ("standard-distilled", 1, 0.05)],
+)
+def test_protocol_recipe_of_each_network(name, temperature, rate):
+    recipe = PROTOCOL.recipe(name)
+    assert (recipe.temperature, recipe.learning_rate) == (temperature, rate)
+    assert (recipe.epochs, recipe.batch, recipe.seed, recipe.l2) == (50, 128, 0, {"dense3_W": 0.01})
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "T"), [("distilled", "temperature", 5.0), ("standard-distilled", "standard", 1.0)]
+)
+def test_train_trains_the_teacher_first(tmp_path, name, teacher, T):
+    """At the temperature of the table; the student's targets depend on the teacher's dropout."""
+    images, labels = samples(48)[0], np.arange(48) % 10
+    dataset = data.Dataset("digits", images[:32], labels[:32], *2 * (images[32:], labels[32:]))
+    protocol = common.Protocol("digits", T=5.0, epochs=1, batch=16)
+    students = []
+    for on in (True, False):
+        folder = tmp_path / str(on)
+        network, history = common.train(name, dataset, dataclasses.replace(protocol, teacher_dropout=on), folder)
+        assert {f"{n}.{end}" for n in (name, teacher) for end in ("npz", "csv", "png", "checkpoint.npz")} == {
+            path.name for path in folder.iterdir()
+        }
+        students.append(weights.get_weights(network))
+        recipe = json.loads(str(weights.load_npz(folder / f"{teacher}.checkpoint.npz")["fingerprint"]))
+        assert recipe["temperature"] == T and len(history) == 1
+    assert not np.array_equal(students[0]["dense3_W"], students[1]["dense3_W"])
+    assert (tmp_path / "True" / f"{teacher}.npz").read_bytes() == (tmp_path / "False" / f"{teacher}.npz").read_bytes()
+
+
+def test_find_weights_prefers_the_folder_to_the_committed_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "committed")
+    own, committed = tmp_path / "standard.npz", tmp_path / "committed" / "digits" / "standard.npz"
+    committed.parent.mkdir(parents=True)
+    with pytest.raises(common.UsageError, match="no trained network 'standard' in .*: train it with"):
+        common.find_weights("standard", "digits", tmp_path)
+    for path in (committed, own):
+        path.touch()
+        assert common.find_weights("standard", "digits", tmp_path) == path
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_find_weights_has_every_mnist_network(name, tmp_path):
+    path = common.find_weights(name, "mnist", tmp_path)
+    assert path.parent.name == "mnist"
+    common.load_network(path)
+
+
+def test_network_key_tells_networks_apart():
+    network = paper_cnn(seed=1)
+    others = [paper_cnn(seed=2), rescaled(network, ties="all"), rescaled(network, dtype=np.float64)]
+    assert common.network_key(rescaled(network)) == common.network_key(network)
+    assert all(common.network_key(other) != common.network_key(network) for other in others)
+    json.dumps(common.network_key(network))
+
+
+@pytest.mark.parametrize(
+    ("denominator", "expected"), [("correct", [1, 0, 1]), ("all", [1, 1, 1]), ("common", [0, 0, 1])]
+)
+def test_counted_images(denominator, expected):
+    correct = {"a": np.array([True, False, True, False]), "b": np.array([False, True, True, True])}
+    assert common.counted(denominator, correct, "a", 3).tolist() == [bool(e) for e in expected]
+
+
+def test_store_computes_a_part_once(tmp_path):
+    store, computed = common.Store(tmp_path / "parts"), []
+
+    def compute():
+        computed.append(1)
+        return {"values": np.arange(len(computed))}
+
+    assert store.get({"seed": 1, "T": 2.0}, compute)["values"].tolist() == [0]
+    assert store.get({"T": 2.0, "seed": 1}, compute)["values"].tolist() == [0]
+    assert store.get({"seed": 2, "T": 2.0}, compute)["values"].tolist() == [0, 1]
+    for damaged in store.folder.iterdir():
+        damaged.write_bytes(damaged.read_bytes()[:50])
+    assert store.get({"seed": 1, "T": 2.0}, compute)["values"].tolist() == [0, 1, 2]
+
+
+def test_store_computes_anew_when_the_engine_changes(tmp_path, monkeypatch):
+    store = common.Store(tmp_path)
+    store.get({}, lambda: {"values": np.zeros(1)})
+    monkeypatch.setattr(common, "digest_of_sources", lambda: "another")
+    assert store.get({}, lambda: {"values": np.ones(1)})["values"] == 1
+
+
+def test_digest_of_sources_holds_the_engine_the_paper_and_the_kernels(tmp_path, monkeypatch):
+    monkeypatch.setattr(common.minicnn, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(common.cuda, "kernel_folder", lambda: tmp_path)
+    digests = set()
+    for i, name in enumerate(("ops.py", "paper/attacks.py", "dense.cu", "common.cuh")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+        common.digest_of_sources.cache_clear()
+        digests.add(common.digest_of_sources())
+        assert len(digests) == i + 1
+    common.digest_of_sources.cache_clear()
+
+
+def test_attack_in_parts_is_the_attack(tmp_path):
+    images, labels = samples(5)
+    network, setting = paper_cnn(seed=1), attacks.Setting(limit=3)
+    whole = attacks.attack(network, images, labels, "3", setting)
+    found = common.attack(network, images, labels, "3", setting, common.Store(tmp_path), part=2)
+    assert len(list(tmp_path.iterdir())) == 3
+    for name, value in vars(whole).items():
+        assert np.array_equal(getattr(found, name), value), name
+
+
+def test_attack_keeps_what_differs_apart(tmp_path):
+    """Another algorithm, setting, network or image is another part; an Algorithm without a name has parts too."""
+    images, labels = samples(2)
+    refreshed = attacks.Algorithm("gradient", absolute=True, lowers=True, refresh=True)
+    one, more = attacks.Setting(limit=1), attacks.Setting(limit=2)
+    cases = [(1, 0, "1", one), (1, 0, "3", one), (1, 0, refreshed, one), (1, 0, "1", more), (2, 0, "1", one)]
+    for parts, (seed, first, algorithm, setting) in enumerate([*cases, (1, 1, "1", one)], start=1):
+        case = paper_cnn(seed=seed), images[first:], labels[first:], algorithm, setting
+        common.attack(*case, common.Store(tmp_path))
+        common.attack(*case, common.Store(tmp_path))
+        assert len(list(tmp_path.iterdir())) == parts
+
+
+def test_not_negative_arguments():
+    assert common.not_negative("0") == 0
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 0, got -1"):
+        common.not_negative("-1")
+
+
+def test_write_json_of_arrays_and_numbers_that_are_not_finite(tmp_path):
+    results = {"a": np.array([1.5, np.nan]), 2: (np.int32(3), -math.inf), "c": [True, None, {"d": np.float32(0.5)}]}
+    common.write_json(tmp_path / "r.json", results)
+    assert read_json(tmp_path / "r.json") == {"a": [1.5, None], "2": [3, None], "c": [True, None, {"d": 0.5}]}
+
+
+def test_read_csv_reads_what_write_csv_wrote(tmp_path):
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-30}]
+    common.write_csv(tmp_path / "t.csv", rows)
+    assert common.read_csv(tmp_path / "t.csv") == rows
+
+
+@pytest.mark.parametrize("contents", [None, b"a,b\n1,x\n", b"a,b\n1\n", b"\xff\xfe"])
+def test_read_csv_of_no_table(tmp_path, contents):
+    if contents:
+        (tmp_path / "t.csv").write_bytes(contents)
+    with pytest.raises(common.UsageError, match="t.csv is no readable table of numbers"):
+        common.read_csv(tmp_path / "t.csv")
+
+
+def test_progress_is_a_line_at_most_every_seconds(capsys):
+    """Where there is no terminal."""
+    seldom, always = common.Progress("seldom", 10), common.Progress("always", 10, seconds=-1)
+    for progress in (seldom, always):
+        progress(3, "(move 1 of 2)")
+        progress(10)
+        progress.close()
+    assert capsys.readouterr().out == "  always: 3 of 10 (move 1 of 2)\n  always: 10 of 10\n"

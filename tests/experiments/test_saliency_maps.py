@@ -1,0 +1,92 @@
+"""python -m experiments.saliency_maps: one map or the first ones, plain or scaled, and Appendix A."""
+
+import numpy as np
+import pytest
+
+from experiments import common
+from experiments.saliency_maps import describe
+from minicnn import data
+from minicnn.paper.saliency import SaliencyMaps, saliency_maps
+from tests.experiments.conftest import PNG, assert_mistake, read_json, succeed
+from tests.paper import test_facts
+
+
+def one_map(*values, log10_scale=0.0):
+    return SaliencyMaps(np.array(values, np.float32).reshape(1, 1, 1, -1), np.array([log10_scale]), np.zeros((1, 10)))
+
+
+def test_describe_gives_the_true_size_of_a_scaled_map():
+    found = describe(one_map(-4, 0, 2, 0, log10_scale=-60.0), 0, index=7, label=3)
+    figures = {"index": 7, "label": 3, "mean": -0.5, "max": 2.0, "log10_scale": -60.0, "zeros": 2}
+    assert figures.items() <= found.items() and found["log10_max"] == pytest.approx(np.log10(2) - 60, rel=1e-12)
+    assert found["map"].shape == (1, 4)
+
+
+@pytest.mark.parametrize("values", [(0, 0), (-1, 0), (-3, -2)])
+def test_describe_knows_no_logarithm_where_nothing_is_above_zero(values):
+    assert describe(one_map(*values), 0, index=0, label=0)["log10_max"] is None
+
+
+def test_saliency_maps_of_one_image(untrained, tmp_path):
+    path, weights = tmp_path / "deep" / "down" / "map.json", untrained / "standard.npz"
+    out = succeed("saliency_maps", "--weights", weights, "--index", 5, "--out", tmp_path, "--json", path)
+    results, digits = read_json(path), data.load("digits")
+    image, label = digits.test_images[5:6], digits.test_labels[5:6]
+    expected = saliency_maps(common.load_network(weights), image, label, arithmetic="plain").maps[0, 0]
+    found = np.array(results["map"])
+    assert found.shape == (28, 28)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    assert (results["index"], results["label"], results["log10_scale"]) == (5, label[0], 0)
+    assert results["max"] == found.max() and results["mean"] == pytest.approx(found.mean(), rel=1e-12)
+    assert f"test image 5, label {label[0]}, plain" in out
+    for name in ("saliency_maps.png", "figures_1_and_2.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_saliency_maps_of_a_saturated_network(untrained, tmp_path):
+    """The plain map is exactly zero; the scaled one has a size that float32 cannot hold beside it."""
+    weights, digits = untrained / "saturated.npz", data.load("digits")
+    case = digits.test_images[:50], digits.test_labels[:50]
+    zeros = saliency_maps(common.load_network(weights), *case, arithmetic="plain").zeros
+    command = ("saliency_maps", "--weights", weights, "--index", np.flatnonzero(zeros == 28 * 28)[0], "--out", tmp_path)
+    out = succeed(*command)
+    plain = read_json(tmp_path / "saliency_maps.json")
+    assert not np.any(plain["map"]) and (plain["mean"], plain["max"], plain["log10_max"]) == (0, 0, None)
+    assert "no entry above 0" in out
+    succeed(*command, "--arithmetic", "scaled")
+    scaled = read_json(tmp_path / "saliency_maps.json")
+    assert np.abs(scaled["map"]).max() > 1
+    assert scaled["log10_scale"] < -45  # the smallest float32
+    assert scaled["log10_max"] == pytest.approx(np.log10(np.max(scaled["map"])) + scaled["log10_scale"], rel=1e-12)
+
+
+def test_saliency_maps_of_the_first_images(untrained, tmp_path):
+    out = succeed("saliency_maps", "--weights", untrained / "standard.npz", "--images", 2, "--out", tmp_path)
+    results = read_json(tmp_path / "saliency_maps.json")
+    assert [entry["index"] for entry in results["maps"]] == [0, 1]
+    assert out.count("test image ") == 2
+
+
+@pytest.mark.parametrize("index", [-1, 297])
+def test_saliency_maps_of_an_image_that_is_not_there(untrained, tmp_path, index):
+    arguments = ["saliency_maps", "--weights", untrained / "standard.npz", "--index", index, "--out", tmp_path]
+    assert_mistake(arguments, f"--index {index}", "0 to 296")
+
+
+def test_saliency_maps_of_one_image_and_of_the_first_ones(untrained, tmp_path):
+    arguments = ["saliency_maps", "--weights", untrained / "standard.npz", "--index", 1, "--images", 2]
+    assert_mistake([*arguments, "--out", tmp_path], "--index", "--images")
+
+
+@test_facts.needs_the_author
+def test_saliency_maps_make_appendix_a(tmp_path, monkeypatch):
+    """Mean, maximum and the number of moves as the paper prints them."""
+    monkeypatch.setenv("MINICNN_DATA", str(test_facts.DATA))
+    weights = test_facts.DATA / "author_networks" / "standard.npz"
+    arguments = ("--weights", weights, "--index", 2659, "--ties", "all", "--arithmetic", "plain", "--out", tmp_path)
+    out = succeed("saliency_maps", "--dataset", "mnist", *arguments)
+    results = read_json(tmp_path / "saliency_maps.json")
+    assert (results["index"], results["label"]) == (2659, 4)
+    assert (f"{results['mean']:.4e}", f"{results['max']:.5e}") == ("-2.2915e-08", "9.78318e-05")
+    assert results["algorithm_1"] == {"succeeded": True, "moves": 12}
+    assert "succeeds at move 12" in out

@@ -1,0 +1,197 @@
+"""Single-pixel changes, recomputed in part, against full forward passes; attacks choose the same moves by both.
+
+A network within a Sequential is the same function, of a form that OnePixel does not fit: its attacks take full passes.
+"""
+
+import numpy as np
+import pytest
+
+from minicnn import cpu
+from minicnn.layers import Conv2D, Dense, Flatten, MaxPool2D, Sequential
+from minicnn.paper import attacks, one_pixel
+from minicnn.paper.networks import paper_cnn
+from minicnn.paper.one_pixel import FullPasses, OnePixel, one_pixel_changes
+from minicnn.training import predict
+from tests.conftest import colour_cnn, dense_network, small_cnn
+
+
+def biased(network, seed=1):
+    """The network with random biases, so that nothing is 0 by accident."""
+    rng = np.random.default_rng(seed)
+    for name, parameter in network.parameters().items():
+        if name.endswith("_b"):
+            parameter.data[...] = rng.normal(0, 0.1, parameter.shape)
+    return network
+
+
+def odd_network(channels=3, dtype=np.float64):
+    """On 13 x 12 images both pools drop a remainder: 12 x 11 -> 4 x 3 (one with size 3), 3 x 2 -> 1 x 1."""
+    shared = {"rng": np.random.default_rng(10), "dtype": dtype}
+    network = Sequential(
+        conv1=Conv2D(channels, 4, 2, **shared),
+        pool1=MaxPool2D(3),
+        conv2=Conv2D(4, 5, 2, relu=False, **shared),
+        pool2=MaxPool2D(2),
+        flatten=Flatten(),
+        dense1=Dense(5, 6, relu=True, **shared),
+        dense2=Dense(6, 3, **shared),
+    )
+    return biased(network)
+
+
+def noise(*shape):
+    return np.random.default_rng(0).random(shape)
+
+
+@pytest.fixture(params=[0, one_pixel.FEW, 10**6], ids=["small blocks", "as it comes", "large blocks"])
+def blocks(request, monkeypatch):
+    monkeypatch.setattr(one_pixel, "FEW", request.param)
+
+
+def worst_error(changes, network, images, pixels, seed=2):
+    """The largest relative difference to full forward passes, and how far the changes move the logits."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.permutation(np.repeat(pixels, 2 * len(images)))
+    chosen, values = rng.integers(0, len(images), len(pixels)), rng.random(len(pixels)).astype(images.dtype)
+    changed = images[chosen]
+    for image, pixel, value in zip(changed, pixels, values, strict=True):
+        image.flat[pixel] = value
+    expected, unchanged = predict(network, changed), predict(network, images)
+    before = images.copy()
+    found = changes.logits_with(chosen, pixels, values)
+    assert np.array_equal(changes.logits, unchanged) and np.array_equal(images, before)
+    error = np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    return error.max(), np.abs(expected - unchanged[chosen]).max(axis=1)
+
+
+def test_one_pixel_at_every_border_and_corner_of_the_paper_s_network(blocks):
+    images, network = noise(3, 1, 28, 28), biased(paper_cnn(dtype=np.float64))
+    edges = np.array([0, 1, 2, 3, 13, 24, 25, 26, 27])
+    pixels = (28 * edges[:, None] + edges).ravel()
+    worst, moved = worst_error(OnePixel(network, images), network, images, pixels)
+    assert worst < 1e-12 and np.median(moved) > 1e-4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_pixel_everywhere_where_pools_drop_a_remainder(blocks, channels):
+    images, network = noise(4, channels, 13, 12), odd_network(channels)
+    worst, moved = worst_error(OnePixel(network, images), network, images, np.arange(channels * 13 * 12))
+    assert worst < 1e-12 and (moved > 1e-3).mean() > 0.2
+    last = np.array([channels * 13 * 12 - 1] * 2)
+    candidates = OnePixel(network, images)
+    unchanged = candidates.logits_with(np.array([2, 0]), last, np.ones(2))
+    assert np.abs(unchanged - candidates.logits[[2, 0]]).max() < 1e-14
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [(odd_network(), (3, 13, 12)), (small_cnn(dtype=np.float64), (1, 8, 8)), (dense_network(dtype=np.float64), (12,))],
+    ids=["colour", "small", "dense"],
+)
+def test_one_pixel_and_full_passes_hold_few_changes_at_a_time_and_lose_none(monkeypatch, network, shape, order):
+    monkeypatch.setattr(cpu, "CHANGED_IMAGES", 5)
+    images = np.array(noise(4, *shape), order=order)
+    for changes in OnePixel, FullPasses:
+        if changes is FullPasses or OnePixel.fits(network):
+            worst, moved = worst_error(changes(network, images), network, images, np.arange(images[0].size))
+            assert worst < 1e-12 and moved.max() > 1e-3
+
+
+def test_one_pixel_gives_the_same_bits_with_any_number_of_threads():
+    images = noise(3, 1, 28, 28).astype(np.float32)
+    chosen, pixels = np.divmod(np.arange(3 * 28 * 28), 28 * 28)
+    found, before = [], cpu.threads()
+    for threads in (1, 2, 3):
+        cpu.set_threads(threads)
+        candidates = OnePixel(biased(paper_cnn()), images)
+        found.append(candidates.logits_with(chosen, pixels, np.ones(len(chosen), np.float32)))
+    cpu.set_threads(before)
+    assert all(np.array_equal(logits, found[0]) for logits in found)
+
+
+def test_one_pixel_changes_of_one_image_leave_the_others_alone(blocks):
+    candidates, pixel = OnePixel(odd_network(), noise(3, 3, 13, 12)), np.array([5 * 12 + 5])
+    first = candidates.logits_with(np.array([1]), pixel, np.array([1.0]))
+    candidates.logits_with(np.array([0, 1, 2]), np.repeat(pixel + 1, 3), np.zeros(3))
+    assert np.array_equal(candidates.logits_with(np.array([1]), pixel, np.array([1.0])), first)
+
+
+def test_one_pixel_on_every_backend_gives_the_numbers_of_the_cpu(device):
+    images, rng = noise(3, 3, 13, 12), np.random.default_rng(1)
+    chosen, pixels = np.divmod(np.arange(3 * 3 * 13 * 12), 3 * 13 * 12)
+    changes = chosen, pixels, rng.random(len(chosen))
+    here, there = (OnePixel(odd_network().to(name), images).logits_with(*changes) for name in ("cpu", device.name))
+    assert isinstance(there, np.ndarray) and np.allclose(there, here, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "fits"),
+    [
+        (paper_cnn(), (1, 28, 28), True),
+        (odd_network(dtype=np.float32), (3, 13, 12), True),
+        (Sequential(inner=odd_network(dtype=np.float32)), (3, 13, 12), False),
+        (colour_cnn(), (3, 32, 32), False),
+        (dense_network(), (12,), False),
+        (Sequential(conv=Conv2D(1, 2, 3, padding="same"), flatten=Flatten(), dense=Dense(128, 2)), (1, 8, 8), False),
+        (Sequential(conv=type("Own", (Conv2D,), {})(1, 2, 3), flatten=Flatten(), dense=Dense(72, 2)), (1, 8, 8), False),
+        (Sequential(flatten=Flatten(), dense=Dense(64, 2)), (1, 8, 8), False),
+    ],
+    ids=["paper", "colour", "nested", "colour_cnn", "dense", "same", "subclass", "flat"],
+)
+def test_one_pixel_changes_takes_the_shortcut_where_it_fits(network, shape, fits):
+    images = noise(2, *shape).astype(np.float32)
+    changes = one_pixel_changes(network, images)
+    assert OnePixel.fits(network) == fits and type(changes) is (OnePixel if fits else FullPasses)
+    assert np.array_equal(changes.logits, predict(network, images))
+    assert changes.logits_with(np.zeros(0, int), np.zeros(0, int), np.zeros(0)).shape == (0, changes.logits.shape[1])
+
+
+def half_black(channels, dtype=np.float64):
+    rng, shape = np.random.default_rng(5), (6, channels, 13, 12)
+    return np.where(rng.random(shape) < 0.5, 0, rng.random(shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("arithmetic", ["plain", "scaled"])
+@pytest.mark.parametrize("algorithm", ["2", "4", "author"])
+def test_one_pixel_attacks_choose_as_full_passes_do(algorithm, arithmetic, channels):
+    network, images = odd_network(channels), half_black(channels)
+    labels, setting = predict(network, images).argmax(axis=1), attacks.Setting(arithmetic, limit=12)
+    partial, full = (attacks.attack(n, images, labels, algorithm, setting) for n in (network, Sequential(n=network)))
+    assert partial.moves.max() > 1 and partial.succeeded.any()
+    for field in ("attacked", "succeeded", "moves", "unchanged_moves", "adversarial", "forwards"):
+        assert np.array_equal(getattr(partial, field), getattr(full, field)), field
+
+
+def test_one_pixel_attack_on_the_paper_s_network_chooses_as_full_passes_do():
+    network = biased(paper_cnn(seed=2, dtype=np.float64))
+    image = np.zeros((1, 1, 28, 28))
+    image[:, :, 7:21, 9:19] = np.random.default_rng(3).random((14, 10))
+    label = predict(network, image).argmax(axis=1)
+    setting = attacks.Setting(limit=12)
+    partial, full = (attacks.attack(n, image, label, "2", setting) for n in (network, Sequential(n=network)))
+    assert partial.moves > 1 and np.array_equal(partial.adversarial, full.adversarial)
+
+
+@pytest.mark.parametrize("arithmetic", ["plain", "scaled"])
+def test_one_pixel_float32_choices_differ_only_between_scores_within_rounding(arithmetic):
+    network = odd_network(1, np.float32)
+    labels = predict(network, half_black(1, np.float32)).argmax(axis=1)
+
+    def scores(network, dtype):
+        scorer = attacks._Scorer(network, attacks.ALGORITHMS["2"], attacks.Setting(arithmetic))
+        return scorer(half_black(1, dtype), labels)
+
+    partial, kinds, _ = scores(network, np.float32)
+    full, full_kinds, _ = scores(Sequential(inner=network), np.float32)
+    exact, _, _ = scores(Sequential(inner=odd_network(1)), np.float64)
+    assert partial.dtype == np.float32
+    rows = np.arange(len(full))
+    choice, full_choice = partial.argmax(axis=1), full.argmax(axis=1)
+    chosen, best = exact[rows, choice], exact[rows, full_choice]
+    # The scores are differences of losses of order 1, or their logs; float32 rounds such a loss by 6e-8 a step.
+    rounding = 2e-6 if arithmetic == "plain" else 2e-6 * np.exp(-best)
+    assert np.all(np.abs(chosen - best) <= rounding)
+    same = choice == full_choice
+    assert np.array_equal(kinds[rows, choice][same], full_kinds[rows, full_choice][same])

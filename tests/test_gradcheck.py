@@ -1,0 +1,261 @@
+"""Every pullback is the derivative, on every backend; and a wrong one would have been caught."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from minicnn import gradcheck, ops
+from minicnn.autograd import Tensor, grad, op
+from minicnn.backend import DeviceError
+from minicnn.gradcheck import VacuousCheck, check, check_float32, nonlinearity, repeats
+from tests import gradient_table, open_device
+from tests.gradient_table import CASES
+
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+def wrong(results):
+    return [r.argument for r in results if not r.passed]
+
+
+@each_case
+def test_gradients_in_float64_against_finite_differences(device, name):
+    results = check(*CASES[name](device))
+    assert not wrong(results), results
+
+
+@each_case
+def test_gradients_in_float32_against_float64(device, name):
+    case = CASES[name](device)
+    results = check_float32(case.function, case.arguments)
+    assert not wrong(results), results
+
+
+@each_case
+def test_gradients_are_linear_and_repeat_bit_for_bit(device, name):
+    case = CASES[name](device)
+    assert nonlinearity(case.function, case.arguments) < 1e-12
+    assert repeats(case.function, case.arguments)
+
+
+def differentiated(output):
+    """The operations in the graph of a Tensor, by the functions in which their pullbacks were written."""
+    found, stack = set(), [output]
+    while stack:
+        for parent, pullback in stack.pop().edges:
+            found.add(pullback.__qualname__.removeprefix("Tensor.").split(".")[0])
+            stack.append(parent)
+    return found
+
+
+def test_gradient_table_has_a_case_for_every_operation():
+    functions = [*vars(ops).values(), *vars(Tensor).values()]
+    operations = {f.__wrapped__.__name__ for f in functions if hasattr(f, "__wrapped__")}
+    assert {"conv2d", "cross_entropy", "__getitem__", "__rsub__"} < operations
+    found = set()
+    for build in CASES.values():
+        case = build(open_device("cpu"))
+        value = case.function(*case.arguments.values())
+        found |= differentiated(value if isinstance(value, Tensor) else value[0])
+    assert found == operations - {"__matmul__", "__rmatmul__"} | {"_matmul"}
+
+
+def factor_2_001_for_2(right):
+    return lambda *arguments: right(*arguments) * (2.001 / 2)
+
+
+def without_1_over_T(right):
+    return lambda *arguments: right(*arguments) * arguments[-1]
+
+
+def wrong_sign(right):
+    return lambda *arguments: -right(*arguments)
+
+
+def transposed_weight(right):
+    return lambda g, w: right(g, w.T.copy())
+
+
+def transposed_filters(right):
+    return lambda g, w, size, offset: right(g, w.transpose(0, 1, 3, 2).copy(), size, offset)
+
+
+def unflipped_filters(right):
+    return lambda g, w, size, offset: right(g, w[:, :, ::-1, ::-1].copy(), size, offset)
+
+
+def taps_off_by_one(right):
+    def shifted(x, g, kernel, offset):
+        gw = right(x, g, kernel, offset)
+        return gw[:, :, :, [1, 2, 0]].copy()
+
+    return shifted
+
+
+def one_sample_for_the_bias_sum(_right):
+    return lambda g: g[0].copy()
+
+
+def opposite_corner(right):
+    return lambda g, x, y, winner, size, ties: right(g, x, y, size * size - 1 - winner, size, ties)
+
+
+def no_mask(right):
+    return lambda g, y: right(g, y + 1)
+
+
+def cross_term_as_printed(_right):
+    """Equation (5) of the paper: dp_k/dx_i = p_k (d_ik + p_k) / T."""
+    return lambda g, p, T: (g * p + (g * p * p).sum(axis=1, keepdims=True)) / T
+
+
+PLANTED = [
+    (factor_2_001_for_2, "dense_weight_grad", "dense", "w"),
+    (factor_2_001_for_2, "conv2d_input_grad", "conv2d 2x2 same", "x"),
+    (without_1_over_T, "softmax_grad", "softmax T=20", "z"),
+    (without_1_over_T, "log_softmax_grad", "log_softmax T=20", "z"),
+    (without_1_over_T, "cross_entropy_grad", "cross_entropy T=20", "z"),
+    (without_1_over_T, "cross_entropy_grad", "cross_entropy soft T=100", "z"),
+    (wrong_sign, "dense_input_grad", "dense", "x"),
+    (transposed_weight, "dense_input_grad", "dense square", "x"),
+    (transposed_filters, "conv2d_input_grad", "conv2d 3x3", "x"),
+    (unflipped_filters, "conv2d_input_grad", "conv2d 3x3 same", "x"),
+    (taps_off_by_one, "conv2d_weight_grad", "conv2d 3x3", "w"),
+    (one_sample_for_the_bias_sum, "bias_grad", "dense", "b"),
+    (opposite_corner, "max_pool2d_grad", "max_pool2d 2", "x"),
+    (no_mask, "relu_grad", "relu", "x"),
+    (cross_term_as_printed, "softmax_grad", "softmax T=1", "z"),
+]
+
+
+@pytest.mark.parametrize(
+    "mistake, backend_function, name, argument", PLANTED, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_check_catches_a_planted_mistake(device, monkeypatch, mistake, backend_function, name, argument):
+    functions = device.functions
+    monkeypatch.setattr(functions, backend_function, mistake(getattr(functions, backend_function)))
+    function, arguments, eps = CASES[name](device)
+    assert wrong(check(function, arguments, eps)) == [argument]
+    directions_alone = check(lambda *tensors: (function(*tensors), []), arguments, eps)
+    assert wrong(directions_alone) == [argument], "the Jacobian alone saw it, which large shapes do without"
+
+
+def test_check_catches_a_forgotten_dropout_scale():
+    @op
+    def dropout(x, rate):
+        value, (pullback,) = ops.dropout.__wrapped__(x, rate, seed=1, layer=2, step=3)
+        return value, (lambda g: pullback(g) * (1 - rate),)
+
+    assert wrong(check(lambda x: dropout(x, rate=0.5), {"x": np.random.default_rng(0).standard_normal((4, 9))})) == [
+        "x"
+    ]
+
+
+def test_check_sees_what_a_cotangent_of_ones_cannot():
+    T = 20
+
+    @op
+    def softmax(z):
+        p = ops.softmax(Tensor(z), T=T).data
+        return p, (lambda g: (g - (g * p).sum(axis=1, keepdims=True)) * p * T,)
+
+    z = Tensor(np.random.default_rng(0).standard_normal((3, 5)), requires_grad=True)
+    true_and_claimed = [grad(f(z), [z], np.ones((3, 5)))[0] for f in (lambda z: ops.softmax(z, T=T), softmax)]
+    assert np.abs(true_and_claimed).max() < 1e-14, "probabilities sum to 1: both gradients of the sum are 0"
+    (result,) = check(softmax, {"z": z})
+    assert result.error > 0.9
+
+
+@op
+def squared_cotangent(x):
+    return 3 * x, (lambda g: 3 * g * g,)
+
+
+@op
+def cancelling(x):
+    """A pullback that loses four digits: too many of float32's, not of float64's."""
+    return 3 * x, (lambda g: 3 * g + 1e5 - 1e5,)
+
+
+def test_nonlinearity_of_a_pullback_is_caught():
+    assert nonlinearity(squared_cotangent, {"x": np.ones(3)}) > 0.1
+
+
+def test_repeats_catches_a_pullback_that_drifts():
+    counter = itertools.count()
+
+    @op
+    def drifting(x):
+        return 3 * x, (lambda g: 3 * g + 1e-15 * next(counter),)
+
+    assert repeats(lambda x: 3 * x, {"x": np.ones(3)})
+    assert not repeats(drifting, {"x": np.ones(3)})
+
+
+def test_check_float32_catches_a_loss_of_precision():
+    x = np.linspace(1, 2, 5)
+    assert not wrong(check(cancelling, {"x": x}))
+    assert wrong(check_float32(cancelling, {"x": x})) == ["x"]
+
+
+def test_check_passes_no_gradient_that_is_not_a_number():
+    @op
+    def broken(x):
+        return 3 * x, (lambda g: g * np.nan,)
+
+    assert wrong(check(broken, {"x": np.ones(3)})) == ["x"]
+
+
+def relu_with_pattern(x):
+    return ops.relu(x), [x.data > 0]
+
+
+def test_check_replaces_and_counts_directions_across_a_kink():
+    x = np.linspace(1, 2, 5)
+    x[2] = gradcheck.EPS
+    assert wrong(check(lambda x: (ops.relu(x), []), {"x": x}, directions=20)) == ["x"]
+    (result,) = check(relu_with_pattern, {"x": x}, directions=20)
+    assert result.passed and result.directions == 20 and 0 < result.replaced < 20
+
+
+def test_check_refuses_a_point_on_a_kink():
+    with pytest.raises(VacuousCheck, match="cross a kink"):
+        check(relu_with_pattern, {"x": np.array([1.0, 1e-12])})
+    with pytest.raises(VacuousCheck, match="two sides of a kink"):
+        check_float32(lambda x: relu_with_pattern((x + 1) - 1), {"x": np.array([1.0, 1e-9])})
+
+
+@pytest.mark.parametrize("checker", [check, check_float32])
+def test_check_refuses_a_gradient_of_zero(checker):
+    with pytest.raises(VacuousCheck, match="gradient by x is exactly 0"):
+        checker(ops.relu, {"x": -np.ones(3)})
+
+
+def test_check_takes_float64_and_leaves_arguments_as_they_were():
+    with pytest.raises(TypeError, match="x is float32"):
+        check(ops.relu, {"x": np.ones(3, np.float32)})
+    x = Tensor(np.linspace(1, 2, 5), requires_grad=True)
+    before = x.data
+    check(ops.relu, {"x": x})
+    check_float32(ops.relu, {"x": x})
+    assert x.data is before and np.array_equal(before, np.linspace(1, 2, 5)) and x.grad is None
+
+
+@pytest.mark.parametrize("function, status", [(ops.relu, 0), (cancelling, 1), (lambda x: 0 * x, 1)])
+def test_gradient_table_has_a_row_per_dtype_and_an_exit_status(monkeypatch, capsys, function, status):
+    case = gradient_table.Case(function, {"x": Tensor(np.linspace(1, 2, 5), requires_grad=True)})
+    monkeypatch.setattr(gradient_table, "CASES", {"the case": lambda device: case})
+    assert gradient_table.main(["--backend", "cpu"]) == status
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the case")]
+    assert any("FAILED" in line for line in lines) == bool(status)
+    assert status or [line.split()[2:5] for line in lines] == [["x", "float64", "cpu"], ["x", "float32", "cpu"]]
+
+
+def test_gradient_table_names_a_backend_that_is_missing(monkeypatch, capsys):
+    def absent(name):
+        raise DeviceError("no such machine part")
+
+    monkeypatch.setattr(gradient_table, "open_device", absent)
+    assert gradient_table.main(["--backend", "cuda"]) == 0
+    assert "cuda: skipped. no such machine part" in capsys.readouterr().out

@@ -1,0 +1,138 @@
+"""Layers: how they begin, when they drop, where they lie, and what they print. Parameters of every form of a layer of
+one's own: test_own_networks.py."""
+
+import numpy as np
+import pytest
+
+from minicnn import Tensor, layers, ops, predict
+from minicnn.layers import Conv2D, Dense, Dropout, DropoutMasks, Flatten, MaxPool2D, Sequential, TemperatureSoftmax
+from tests.conftest import colour_cnn, small_cnn
+
+
+def bits(network):
+    return {name: p.data.tobytes() for name, p in network.parameters().items()}
+
+
+def noise(*shape):
+    return Tensor(np.random.default_rng(0).random(shape, dtype=np.float32))
+
+
+def test_parameters_are_named_in_order():
+    parameters = small_cnn().parameters()
+    assert list(parameters) == ["conv1_W", "conv1_b", "dense1_W", "dense1_b", "dense2_W", "dense2_b"]
+    assert all(p.requires_grad and p.dtype == np.float32 for p in parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "outputs"),
+    [
+        (lambda rng: Conv2D(32, 64, 3, rng=rng, dtype=np.float64), 32 * 9, 64 * 9),
+        (lambda rng: Dense(300, 200, rng=rng, dtype=np.float64), 300, 200),
+    ],
+    ids=["Conv2D", "Dense"],
+)
+def test_weights_begin_glorot_uniform_and_biases_zero(make, inputs, outputs):
+    layer = make(1)
+    w, bound = layer.W.data, np.sqrt(6 / (inputs + outputs))
+    assert not layer.b.data.any()
+    assert 0.97 * bound < np.abs(w).max() <= bound
+    # Uniform in +-bound: mean 0, mean square bound^2 / 3 with variance 4 bound^4 / 45.
+    assert abs(w.mean()) < 5 * bound / np.sqrt(3 * w.size)
+    assert abs(np.square(w).mean() - bound**2 / 3) < 5 * bound**2 * np.sqrt(4 / 45 / w.size)
+    for seed in (0, 1):  # each of them a seed, and a Generator begins where it stands
+        assert bits(make(seed)) == bits(make(np.random.default_rng(seed)))
+    assert len({make(rng).W.data.tobytes() for rng in (0, 1, None, None)}) == 4
+
+
+def test_dropout_only_where_masks_are_given():
+    network, x = small_cnn(), noise(4, 1, 8, 8)
+    plain, dropped = network(x).data, network(x, DropoutMasks(7, 0)).data
+    assert np.array_equal(plain, network(x).data)
+    assert np.array_equal(dropped, network(x, DropoutMasks(7, 0)).data)
+    for other in (plain, network(x, DropoutMasks(8, 0)).data, network(x, DropoutMasks(7, 1)).data):
+        assert not np.array_equal(dropped, other)
+
+
+def test_dropout_layers_have_different_masks():
+    """Two with default arguments, and one that is called twice, each take the next stream of a pass."""
+    ones, twice = noise(50, 20) * 0 + 1, Dropout()
+    for first, second in ((Dropout(), Dropout()), (twice, twice)):
+        masks = DropoutMasks(3, 5)
+        a, b = (layer(ones, masks).data for layer in (first, second))
+        for layer, mask in enumerate((a, b)):
+            expected = ops.dropout(ones, rate=0.5, seed=3, layer=layer, step=5).data
+            assert np.array_equal(mask, expected)
+        assert not np.array_equal(a, b)
+
+
+def test_temperature_softmax(device):
+    z = np.random.default_rng(0).normal(size=(3, 10))
+    p = TemperatureSoftmax(20)(Tensor(device.asarray(z))).data
+    expected = np.exp(z / 20) / np.exp(z / 20).sum(axis=1, keepdims=True)
+    assert np.abs(device.asarray(expected) - p).max() < 1e-15
+    for T in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=f"^the temperature T must be positive, got {T}$"):
+            TemperatureSoftmax(T)
+
+
+def test_device_and_dtype_of_a_network(device):
+    for dtype in (np.float32, np.float64):
+        network = colour_cnn(dtype=dtype)
+        assert (network.device, network.dtype) == ("cpu", dtype)
+        network.parameters()["classes_b"].grad = np.ones(5)
+        assert network.to(device.name) is network
+        assert (network.device, network.backend.name, network.dtype) == (device.name, device.name, dtype)
+        assert all(isinstance(p.data, device.array) and p.grad is None for p in network.parameters().values())
+    assert (Flatten().device, Flatten().dtype) == ("cpu", np.float32)
+
+
+def test_device_and_dtype_of_a_network_in_two_places(device):
+    network = small_cnn()
+    network.layers["dense2"].W.data = network.layers["dense2"].W.data.astype(np.float64)
+    with pytest.raises(ValueError, match="^parameters are float32 and float64: give all the same dtype$"):
+        predict(network, noise(1, 1, 8, 8).data)
+    if device.name == "cpu":
+        return
+    network = small_cnn()
+    network.layers["dense2"].to(device.name)
+    with pytest.raises(ValueError, match=rf"^parameters lie on cpu and {device.name}: move the network with .to\("):
+        predict(network, noise(1, 1, 8, 8).data)
+
+
+def test_repr_shows_layers_and_shapes():
+    assert repr(colour_cnn()) == (
+        "Sequential(\n"
+        "  features: Sequential(\n"
+        "    conv: Conv2D(padding='same', relu=False), W (4, 3, 5, 5), b (4,)\n"
+        "    leaky: Leaky(), slope (1,)\n"
+        "    pool: MaxPool2D(size=4, ties='first')\n"
+        "  )\n"
+        "  flatten: Flatten()\n"
+        "  classes: Dense(relu=False), W (256, 5), b (5,)\n"
+        ")"
+    )
+
+
+def test_repr_of_a_layer_that_knows_its_owner():
+    owner, part = Sequential(part=Dense(1, 1)), layers.Layer()
+    part.owner, owner.layers["knows"] = owner, part
+    assert "owner: ..." in repr(owner) and list(owner.parameters()) == ["part_W", "part_b"]
+
+
+def test_sequential_takes_layers_of_any_name():
+    network = Sequential(self=Dense(3, 4), layers=Dense(4, 2))
+    assert list(network.parameters()) == ["self_W", "self_b", "layers_W", "layers_b"]
+    assert network(Tensor(np.ones((1, 3), np.float32))).shape == (1, 2)
+
+
+def test_layer_without_a_call_of_its_own():
+    with pytest.raises(NotImplementedError):
+        layers.Layer()(noise(1, 1))
+
+
+def test_max_pool2d_layer_has_its_ties():
+    x = Tensor(np.ones((1, 1, 2, 2)), requires_grad=True)
+    for ties, count in (("first", 1), ("all", 4)):
+        x.grad = None
+        MaxPool2D(2, ties)(x).sum().backward()
+        assert x.grad.sum() == count

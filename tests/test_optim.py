@@ -1,0 +1,35 @@
+"""The optimiser: which parameters it moves, and that a step is all or nothing. Its arithmetic: test_nesterov_step."""
+
+import numpy as np
+import pytest
+
+from minicnn import NesterovSGD, Tensor
+
+
+def parameters(device, **trained):
+    return {n: Tensor(device.asarray(np.ones(3)), requires_grad=t) for n, t in trained.items()}
+
+
+def test_optimiser_moves_what_requires_a_gradient(device):
+    both = parameters(device, W=True, fixed=False)
+    optimiser = NesterovSGD(both, 0.1, momentum=0, l2={"W": 0.5})
+    (both["W"] * both["fixed"] * 2).sum().backward()
+    optimiser.step()
+    assert device.xp.abs(both["W"].data - 0.7).max() < 1e-15  # 1 - 0.1 (2 + 2 * 0.5 * 1)
+    assert both["W"].grad is None and (both["fixed"].data == 1).all() and set(optimiser.velocity) == {"W"}
+
+
+@pytest.mark.parametrize("name", ["w", "fixed"])
+def test_optimiser_refuses_l2_of_what_is_no_parameter(device, name):
+    message = rf"l2 names \['{name}'\], the parameters are \['W', 'b'\]"
+    with pytest.raises(ValueError, match=message):
+        NesterovSGD(parameters(device, W=True, b=True, fixed=False), 0.1, l2={name: 0.01})
+
+
+def test_optimiser_step_without_a_gradient_moves_nothing(device):
+    both = parameters(device, W=True, b=True)
+    optimiser = NesterovSGD(both, 0.1)
+    both["W"].sum().backward()
+    with pytest.raises(ValueError, match=r"b has no gradient: call backward\(\) on a loss that depends on it first"):
+        optimiser.step()
+    assert (both["W"].data == 1).all() and both["W"].grad is not None

@@ -1,0 +1,173 @@
+"""Weights on disk: the format, what is refused, and that nothing else than what was saved is ever loaded."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+
+from minicnn import files
+from minicnn.autograd import Tensor
+from minicnn.backend import to_host
+from minicnn.weights import WeightsError, get_weights, load_npz, load_weights, save_npz, save_weights, set_weights
+from tests.conftest import small_cnn
+
+
+def bits(network):
+    return {name: to_host(p.data).tobytes() for name, p in network.parameters().items()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_come_back_from_disk_bit_for_bit(tmp_path, dtype):
+    network, other = small_cnn(1, dtype=dtype), small_cnn(2, dtype=dtype)
+    path = tmp_path / "folder" / "weights.npz"
+    save_weights(network, path)
+    assert bits(other) != bits(network)
+    assert load_weights(other, path) is other
+    assert bits(other) == bits(network)
+    assert all(p.data.flags.c_contiguous for p in other.parameters().values())
+    assert os.listdir(path.parent) == ["weights.npz"]
+
+
+def test_weights_move_between_devices_and_disk(device, tmp_path):
+    expected, path = bits(small_cnn(4)), tmp_path / "weights.npz"
+    network = small_cnn(4).to(device.name)
+    save_weights(network, path)
+    assert bits(load_weights(small_cnn(), path)) == expected
+    loaded = load_weights(small_cnn().to(device.name), path)
+    assert loaded.device == device.name and bits(loaded) == expected
+
+
+def test_weights_in_files_are_filters_for_true_convolution(tmp_path):
+    """sum_{i,j} file[i, j] x[r - i, c - j] of a file's filter, on the last row and column that a valid image has."""
+    network = small_cnn()
+    save_weights(network, tmp_path / "weights.npz")
+    with np.load(tmp_path / "weights.npz", allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files}
+    assert list(stored) == list(network.parameters())
+    assert np.array_equal(stored["dense1_W"], network.layers["dense1"].W.data)
+    x = np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)
+    convolved = sum(stored["conv1_W"][:, 0, i, j] * x[0, 0, 2 - i, 2 - j] for i in range(3) for j in range(3))
+    y = network.layers["conv1"](Tensor(x)).data
+    np.testing.assert_allclose(y[0, :, 0, 0], np.maximum(convolved, 0), rtol=1e-6)
+    assert (convolved > 0).any()
+
+
+def test_weights_of_another_dtype_are_converted():
+    double = small_cnn(3, dtype=np.float64)
+    single = set_weights(small_cnn(), get_weights(double))
+    for name, p in single.parameters().items():
+        assert p.dtype == np.float32 and np.array_equal(p.data, double.parameters()[name].data.astype(np.float32))
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_weights_that_cannot_be_written_leave_the_old_file(tmp_path, monkeypatch, function):
+    path = tmp_path / "weights.npz"
+    save_weights(small_cnn(1), path)
+    before = path.read_bytes()
+
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(files.os, function, fail)
+    with pytest.raises(OSError, match="no space left on device"):
+        save_weights(small_cnn(2), path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["weights.npz"]
+
+
+NAMES = ["file", "self", "args", "allow_pickle", "arr_0", "a.npy", "history", "velocity/W", "../W", "W b", "ß", ""]
+
+
+def test_npz_keeps_arrays_of_any_name(tmp_path):
+    arrays = {name: np.full((2, i), i, np.float32) for i, name in enumerate(NAMES)}
+    save_npz(tmp_path / "any.npz", arrays)
+    found = load_npz(tmp_path / "any.npz")
+    assert list(found) == NAMES
+    assert all(np.array_equal(found[name], arrays[name]) for name in NAMES)
+    with np.load(tmp_path / "any.npz", allow_pickle=False) as file:
+        assert np.array_equal(file["file"], arrays["file"])
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_npz_that_is_missing(tmp_path):
+    with pytest.raises(WeightsError, match=f"^{tmp_path / 'none.npz'}: no such weight file$"):
+        load_npz(tmp_path / "none.npz")
+
+
+DAMAGED = {
+    "empty": b"",
+    "text": b"not an archive",
+    "one byte short": npz(a=np.arange(9.0))[:-1],
+    "npy": npy(np.arange(3.0)),
+    "pickled object": npz(a=np.array([{"any": "object"}], object)),
+    "folder": None,
+}
+
+
+@pytest.mark.parametrize("contents", DAMAGED.values(), ids=DAMAGED)
+def test_npz_that_is_damaged(tmp_path, contents):
+    path = tmp_path / "weights.npz"
+    if contents is None:
+        path.mkdir()
+    else:
+        path.write_bytes(contents)
+    with pytest.raises(WeightsError, match=f"^{path}: not a readable .npz file of arrays"):
+        load_npz(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, lambda path, **arrays: save_npz(path, arrays)])
+def test_npz_with_any_damage_is_refused_or_harmless(tmp_path, save):
+    """Every byte is changed in turn, and the file cut at every byte: no other error, and never other values."""
+    arrays = {"a": np.arange(40.0), "b": np.arange(3)}
+    save(tmp_path / "whole.npz", **arrays)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    damaged = [whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :] for i in range(len(whole))]
+    refused = 0
+    for contents in damaged + [whole[:i] for i in range(len(whole))]:
+        try:
+            found = load_npz(io.BytesIO(contents))
+        except WeightsError:
+            refused += 1
+        else:
+            assert all(np.array_equal(found[name], arrays[name]) for name in found if name in arrays)
+    assert refused > 1.5 * len(whole)
+
+
+def changed(**arrays):
+    return lambda weights: {k: v for k, v in (weights | arrays).items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(dense1_b=None), r"not the weights of this network \(missing \['dense1_b'\], unknown \[\]\)"),
+        (
+            changed(conv1_b=None, bias=np.zeros(4)),
+            r"not the weights of this network \(missing \['conv1_b'\], unknown \['bias'\]\)",
+        ),
+        (changed(dense1_W=np.zeros((8, 36))), r"dense1_W has shape \(8, 36\), the network's is \(36, 8\)"),
+        (changed(conv1_b=np.zeros((4, 1))), r"conv1_b has shape \(4, 1\), the network's is \(4,\)"),
+        (changed(conv1_b=np.array([0, np.nan, 0, 0])), "conv1_b holds values that are no finite numbers"),
+        (changed(conv1_b=np.array([0, np.inf, 0, 0])), "conv1_b holds values that are no finite numbers"),
+        (changed(conv1_b=np.array(["a", "b", "c", "d"])), "conv1_b holds values that are no finite numbers"),
+        (changed(conv1_b=np.zeros(4, complex)), "conv1_b holds values that are no finite numbers"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(tmp_path, change, message):
+    network, path = small_cnn(), tmp_path / "weights.npz"
+    before = bits(network)
+    save_npz(path, change(get_weights(small_cnn(9))))
+    with pytest.raises(WeightsError, match=f"^{path}: {message}$"):
+        load_weights(network, path)
+    assert bits(network) == before
