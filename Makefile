@@ -5,13 +5,16 @@ DATASET ?= digits
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.installed)
 
-.PHONY: reproduce test gradcheck sanitize kernels lint bench clean
+.PHONY: reproduce test test-all gradcheck sanitize kernels lint bench clean
 
 reproduce: $(READY)
 	$(RUN) -m experiments.reproduce --dataset $(DATASET)
 
 test: $(READY)
 	$(RUN) -m pytest
+
+test-all: $(READY)
+	$(RUN) -m pytest -m ""
 
 gradcheck: $(READY)
 	$(RUN) -m tests.gradient_table

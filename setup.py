@@ -4,8 +4,8 @@ from pathlib import Path
 from setuptools import setup
 
 version = re.search('__version__ = "(.*)"', Path(__file__).with_name("minicnn").joinpath("__init__.py").read_text())[1]
-test = ["pytest>=7", "threadpoolctl>=3", "mypy>=1.10"]
-experiments = ["matplotlib>=3.7", "tqdm>=4.60", "scikit-learn>=1.2", "threadpoolctl>=3"]
+test = ["pytest>=7", "hypothesis>=6", "threadpoolctl>=3", "mypy>=1.10"]
+experiments = ["matplotlib>=3.7", "tqdm>=4.60", "scikit-learn>=1.2", "threadpoolctl>=3", "filelock>=3.4"]
 
 setup(
     name="minicnn",
@@ -17,13 +17,14 @@ setup(
     python_requires=">=3.10",
     packages=["minicnn", "minicnn.paper", "minicnn.kernels"],
     package_dir={"minicnn.kernels": "kernels"},
-    package_data={"minicnn": ["py.typed"], "minicnn.kernels": ["*.cu", "*.cuh"]},
+    package_data={"minicnn": ["py.typed"], "minicnn.kernels": ["*.cu", "*.cuh", "*.c", "*.h"]},
     install_requires=["numpy>=2"],
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         "experiments": experiments,
         "test": test + experiments,
+        "test-all": test + experiments + ["torch>=2", "onnx==1.17.0"],  # later wheels of onnx carry no node tests
         "benchmark": experiments + ["torch>=2"],
     },
 )

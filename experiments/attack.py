@@ -11,39 +11,50 @@
 Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json.
 """
 
-from pathlib import Path
-
 from experiments import common
 from minicnn import correct
 from minicnn.paper import attacks
 from minicnn.paper.networks import NETWORKS
+from minicnn.weights import trained_at
 
 
-def results_name(network, algorithm, arithmetic):
-    """The JSON file of one attack: another for every network (its name or weight file), algorithm and arithmetic."""
-    return f"attack_{Path(network).stem}_{algorithm}_{arithmetic}.json"
+def results_name(options):
+    """The JSON file of one attack: another for every network, algorithm and arithmetic."""
+    return f"attack_{common.chosen_name(options)}_{options.algorithm}_{options.arithmetic}.json"
 
 
 def main(options):
     path, other = common.chosen_weights(options), None
-    if options.denominator == "common":
-        if options.other is None:
-            raise common.UsageError(
-                "--denominator common needs --other: the network that must be right on an image too"
-            )
+    if (options.denominator == "common") != (options.other is not None):
+        raise common.UsageError(
+            "--denominator common and --other, the network that must be right on an image too, go together"
+        )
+    if options.other is not None:
         known = options.other in NETWORKS
         file = common.find_weights(options.other, options.dataset, options.out) if known else options.other
         other = common.load_network(file, options.device, options.ties)
     dataset = common.load_data(options.dataset)
     network = common.load_network(path, options.device, options.ties)
     count = options.images or common.DATASET_DEFAULTS[options.dataset]["images"]
-    images, labels = dataset.test_images[:count], dataset.test_labels[:count]
+    images, labels = common.first_images(dataset, count)
     setting = common.setting(options, options.arithmetic)
     result = common.attack(network, images, labels, options.algorithm, setting, common.Store(options.out / "parts"))
     right = {"attacked": result.attacked}
     if other is not None:
         right["other"] = correct(other, images, labels)
     figures = attacks.summary(result, common.counted(options.denominator, right, "attacked", len(images)))
+    common.write_json(
+        options.json,
+        common.environment(options)
+        | {"weights": str(path), "trained_at": trained_at(path), "ties": options.ties}
+        | {"algorithm": options.algorithm, "setting": vars(setting), "denominator": options.denominator}
+        | figures
+        | {
+            "moves_by_image": result.moves,
+            "succeeded_by_image": result.succeeded,
+            "attacked_by_image": result.attacked,
+        },
+    )
     low, high = figures["success_interval"]
     print(f"{path}, Algorithm {options.algorithm}, {options.arithmetic}, first {len(images)} test images")
     print(f"  misclassified before, left out   {figures['misclassified']}")
@@ -57,18 +68,6 @@ def main(options):
         print(f"  maps exactly zero                {figures['zero_score_share']:.1%}")
     print(f"  moves that changed nothing       {figures['unchanged_moves']} of {figures['moves']}")
     print(f"  passes                           {figures['forwards']} forward, {figures['backwards']} backward")
-    common.write_json(
-        options.json,
-        common.environment(options)
-        | {"weights": str(path), "algorithm": options.algorithm, "setting": vars(setting), "ties": options.ties}
-        | {"denominator": options.denominator}
-        | figures
-        | {
-            "moves_by_image": result.moves,
-            "succeeded_by_image": result.succeeded,
-            "attacked_by_image": result.attacked,
-        },
-    )
 
 
 if __name__ == "__main__":
@@ -79,4 +78,4 @@ if __name__ == "__main__":
     common.attack_arguments(parser)
     common.denominator_argument(parser)
     parser.add_argument("--other", metavar="NAME|FILE.npz", help="the second network of --denominator common")
-    common.run(main, parser, lambda o: results_name(o.weights or o.network, o.algorithm, o.arithmetic))
+    common.run(main, parser, results_name)

@@ -245,4 +245,4 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=common.positive(int), default=100, help="moves an image; default: 100")
     common.ties_argument(parser, default="first")
     parser.add_argument("--epochs", type=common.positive(int), default=50, help="of training on a GPU; default: 50")
-    common.run(main, parser)
+    common.run(main, parser, resumes=False)

@@ -5,16 +5,20 @@ the others need.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import json
 import math
 import os
 import platform
+import shlex
 import sys
+import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,12 +26,27 @@ from pathlib import Path
 import numpy as np
 
 import minicnn
-from minicnn import backend, cpu, cuda, data, training, weights
-from minicnn.files import write_atomically
+from minicnn import backend, cpu, data, training, weights
+from minicnn.compiled import CompilerError, kernel_folder
+from minicnn.files import remove_abandoned, write_atomically
 from minicnn.paper import attacks
 from minicnn.paper.networks import NETWORKS, PENALTY, TEMPERATURE, paper_cnn, pool_ties
 
-RESULTS = Path(os.path.relpath(Path(__file__).parent / "results"))
+# Pictures go to files: whatever this is for the shell or the notebook that starts an experiment, it need not work here.
+os.environ["MPLBACKEND"] = "agg"
+
+
+def _from_here(path):
+    """A path relative to the working folder, where there is one and on the same drive: shorter to read."""
+    try:
+        return Path(os.path.relpath(path))
+    except (OSError, ValueError):
+        return path
+
+
+RESULTS = _from_here(Path(__file__).resolve().parent / "results")
+LOCK = ".lock"  # in a folder of results, held by the command that writes to it
+PIXELS = 28 * 28  # of an image of either data set
 
 # The paper's protocol ("Training parameters") is that of MNIST. The 1,500 digits need smaller batches, and the full
 # rate for the distilled network too: at half of it, it is still at chance after 25 epochs of 46 steps.
@@ -49,6 +68,13 @@ class UsageError(ValueError):
     """The command line asks for something impossible; the message says what to do."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Options have their whole names, and a mistake is a UsageError, one line without the usage."""
+
+    def error(self, message):
+        raise UsageError(f"{message} (--help explains the options)")
+
+
 USER_ERRORS = (
     UsageError,
     attacks.AttackError,
@@ -56,17 +82,19 @@ USER_ERRORS = (
     weights.WeightsError,
     training.TrainingError,
     backend.DeviceError,
+    MemoryError,
     OSError,
 )
 
 
 def positive(kind):
-    """An argparse type: int or float above 0."""
+    """An argparse type: int or float above 0, a float also in float32, in which networks compute."""
 
     def parse(text):
         value = kind(text)
-        if not value > 0 or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+        with np.errstate(over="ignore"):
+            if not 0 < (np.float32(value) if kind is float else value) < math.inf:
+                raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
         return value
 
     parse.__name__ = f"positive {kind.__name__}"
@@ -101,14 +129,15 @@ def ties_argument(parser, default="all"):
 
 def arguments(module_doc):
     """A parser with the options that every experiment has; its description is the experiment's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        allow_abbrev=False,
         prog=f"python -m experiments.{experiment_name()}",
         description=module_doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits", help="default: digits")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--seed", type=seed, default=0, help="of initial weights, shuffling and dropout; default: 0")
+    parser.add_argument("--seed", type=seed, default=0, help="of random numbers, and of the networks meant; default: 0")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results; default: runs/DATASET")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results as JSON; default: in the folder")
     return parser
@@ -152,14 +181,23 @@ def counted(denominator, correct, name, count):
     return np.logical_and.reduce([right[:count] for right in compared])
 
 
+def network_name(text):
+    """An argparse type: the name that train gives to a network."""
+    if not text.startswith(tuple(NETWORKS)) or text != Path(text).name:
+        raise argparse.ArgumentTypeError(f"must be {' or '.join(NETWORKS)}, or begin so, got {text}")
+    return text
+
+
 def network_arguments(parser, default="standard"):
     """Add the options that choose one network. default: of --network, None to tell a network that was asked for."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--network",
-        choices=list(NETWORKS),
+        type=network_name,
+        metavar="NAME",
         default=default,
-        help="trained before, or one that comes with the project; default: standard",
+        help=f"{', '.join(NETWORKS)}: trained before, or one that comes with the project; or such a name with what "
+        "train has added to it, temperature-T5; default: standard",
     )
     which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead")
 
@@ -189,27 +227,101 @@ def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
     ties_argument(parser)
 
 
-def run(main, parser, results=lambda options: f"{experiment_name()}.json"):
-    """Parse the command line and run main(options). A user's mistake is one line and exit code 2; Ctrl-C is 130.
+class _Output:
+    """A standard stream that may be closed, a full disk, a pipe without a reader or a terminal of other letters: what
+    it does not take is left out, and the work goes on. error: why it takes no more, or None."""
 
-    results(options): name of the JSON file in the folder.
+    def __init__(self, stream):
+        self.stream, self.error = stream or open(os.devnull, "w"), None
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="replace")
+
+    def write(self, text):
+        if self.error is None:
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError as error:
+                self.error = error
+                with contextlib.suppress(OSError):  # or the interpreter tries once more when it ends, and complains
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return len(text)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def run(main, parser, results=lambda options: f"{experiment_name()}.json", resumes=True):
+    """Parse the command line and run main(options), alone in its folder. Exits with 2 and one line for a user's
+    mistake, 130 for Ctrl-C, 141 or 1 where standard output has taken no more, which loses no results.
+
+    results(options): name of the JSON file in the folder. resumes: whether the command goes on where it was stopped.
     """
-    options = parser.parse_args()
-    options.out = options.out or default_folder(options.dataset)
-    options.json = options.json or options.out / results(options)
-    use_one_blas_thread()
+    with contextlib.redirect_stdout(_Output(sys.stdout)) as out, contextlib.redirect_stderr(_Output(sys.stderr)):
+        try:
+            options = parser.parse_args()
+            options.out = options.out or default_folder(options.dataset)
+            options.json = options.json or options.out / results(options)
+            _check_machine()
+            use_one_blas_thread()
+            for path in (options.out / LOCK, options.json):
+                _check_writable(path)
+            with _alone(options.out):
+                subfolders = [path for path in options.out.iterdir() if path.is_dir()]
+                for folder in (options.json.parent, options.out, *subfolders):
+                    remove_abandoned(folder)
+                main(options)
+        except USER_ERRORS as error:
+            _exit(2, f"error: {_in_one_line(error)}")
+        except KeyboardInterrupt:
+            kept = "; what is computed is kept: the same command goes on from there" if resumes else ""
+            _exit(130, f"\nstopped{kept}")
+        except SystemExit as stop:  # of --help
+            if stop.code:
+                raise
+        if isinstance(out.error, BrokenPipeError):
+            _exit(128 + 13)  # as a tool that SIGPIPE ends
+        if out.error:
+            _exit(1, f"error: standard output: {out.error.strerror}; the results are in their files")
+
+
+def _exit(code, line=None):
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _in_one_line(error):
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}".removesuffix(": ")
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _check_machine():
+    """What is used late is missed early."""
     try:
-        for folder in (options.out, options.json.parent):
-            _make_folder(folder)
-        if options.json.is_dir():
-            raise UsageError(f"{options.json} is a folder: choose a file for --json")
-        main(options)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; what is computed is kept: the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        cpu.convolutions()
+    except (ValueError, CompilerError) as error:
+        raise UsageError(str(error)) from None
+    for library in ("filelock", "matplotlib.figure", "threadpoolctl", "tqdm"):
+        try:
+            importlib.import_module(library)
+        except ImportError as error:
+            raise UsageError(f"{error}: pip install -e '.[experiments]'") from None
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Nobody else writes to the folder meanwhile: two at a time would lose the results of one. Raises UsageError."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / LOCK, timeout=0):  # the system's own, which a killed process does not keep
+            yield
+    except Timeout:
+        raise UsageError(f"another command is at work in {folder}: wait for it, or choose another --out") from None
 
 
 def default_folder(dataset):
@@ -217,14 +329,21 @@ def default_folder(dataset):
     return Path("runs") / dataset
 
 
-def _make_folder(folder):
+def _check_writable(path):
+    """Raises UsageError where no file of that name can be written, before there is something to write."""
     try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder: choose a file for --json")
+        if path.exists() and not path.is_file():  # a pipe or a device, which tells when it is written to
+            return
+        folder = Path(os.path.realpath(path)).parent
         folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # of a name that is too long
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        reason = error.strerror
-        raise UsageError(f"cannot make the folder {folder} ({reason}): choose another --out or --json") from None
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"the folder {folder} cannot be written to: choose another --out or --json")
+        raise UsageError(f"cannot write {path} ({error.strerror}): choose another --out or --json") from None
 
 
 def experiment_name():
@@ -282,7 +401,7 @@ class Protocol:
 
     dataset: its name; T > 0: of those trained at temperature; epochs, batch: as in a Recipe; seed: of initial weights,
     shuffling and dropout; teacher_dropout: whether distilled labels are computed with dropout on; device; graph: as for
-    training.fit.
+    training.fit. Defaults are the command line's.
     """
 
     dataset: str
@@ -306,6 +425,17 @@ class Protocol:
             seed=self.seed,
         )
 
+    def file_name(self, name):
+        """What the files of one of the NETWORKS are called: its name, and what is not the data set's default."""
+        trained = NETWORKS[name]
+        others = {
+            f"-T{self.T}".removesuffix(".0"): trained.at_temperature and self.T != TEMPERATURE,
+            f"-seed{self.seed}": self.seed != 0,
+            f"-batch{self.batch}": self.batch != DATASET_DEFAULTS[self.dataset]["batch"],
+            "-teacher-without-dropout": trained.teacher and not self.teacher_dropout,
+        }
+        return name + "".join(text for text, differs in others.items() if differs)
+
 
 def protocol(options):
     """The Protocol of the options that training_arguments adds."""
@@ -322,13 +452,13 @@ def protocol(options):
     )
 
 
-def train(name, dataset, protocol, folder):
-    """Train one of the NETWORKS (its teacher first), or go on where it stopped.
+def train(name, dataset, protocol, folder, draw=True):
+    """Train one of the NETWORKS (its teacher first), or go on where it stopped. Returns (network, history).
 
-    Writes NAME.checkpoint.npz after every epoch, then NAME.npz, NAME.csv and NAME.png to the folder. Returns (network,
-    history).
+    Writes to the folder, under protocol.file_name(name), .checkpoint.npz after every epoch, then .npz, .csv and, unless
+    draw is False, .png.
     """
-    recipe, targets = protocol.recipe(name), dataset.train_labels
+    recipe, targets, file_name = protocol.recipe(name), dataset.train_labels, protocol.file_name(name)
     if teacher := NETWORKS[name].teacher:
         teacher_network, _ = train(teacher, dataset, protocol, folder)
         dropout = protocol.seed if protocol.teacher_dropout else None
@@ -355,51 +485,81 @@ def train(name, dataset, protocol, folder):
             targets,
             recipe,
             held_out,
-            checkpoint=folder / f"{name}.checkpoint.npz",
+            checkpoint=folder / f"{file_name}.checkpoint.npz",
             on_step=on_step,
             on_epoch=on_epoch,
             graph=protocol.graph,
         )
     finally:
         progress.close()
-    weights.save_weights(network, folder / f"{name}.npz")
-    write_csv(folder / f"{name}.csv", history)
-    plot_history(folder / f"{name}.png", name, recipe.temperature, history)
+    weights.save_weights(network, folder / f"{file_name}.npz", recipe.temperature)
+    write_csv(folder / f"{file_name}.csv", history)
+    if draw:
+        plot_history(folder / f"{file_name}.png", name, recipe.temperature, history)
     return network, history
 
 
 def find_weights(name, dataset, folder):
-    """The weight file of one of the NETWORKS, trained on the data set of that name: in the folder, else the committed
-    one. Raises UsageError where there is none."""
+    """The weight file of one of the NETWORKS, or of a Protocol.file_name, trained on the data set of that name: in the
+    folder, else the committed one. Raises UsageError where there is none."""
     folders = [folder, RESULTS / dataset]
     for place in folders:
         if (place / f"{name}.npz").exists():
             return place / f"{name}.npz"
+    network = max((network for network in NETWORKS if name.startswith(network)), key=len)
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
-        f"python -m experiments.train --dataset {dataset} --network {name}"
-        f"{'' if folder == default_folder(dataset) else f' --out {folder}'}, or name --weights FILE"
+        f"python -m experiments.train --dataset {dataset} --network {network}"
+        f"{'' if folder == default_folder(dataset) else f' --out {folder}'}"
+        f"{'' if name == network else ' and the options of that name'}, or name --weights FILE"
     )
+
+
+def chosen_name(options):
+    """What the network of the options that network_arguments adds is called in the names of files. One of the NETWORKS
+    is that of --seed."""
+    if options.weights:
+        return Path(options.weights).stem
+    return options.network + (f"-seed{options.seed}" if options.seed and options.network in NETWORKS else "")
 
 
 def chosen_weights(options):
     """The weight file of the options that network_arguments adds. Raises UsageError where there is none."""
-    return options.weights or find_weights(options.network, options.dataset, options.out)
+    return options.weights or find_weights(chosen_name(options), options.dataset, options.out)
 
 
-def load_network(path, device="cpu", ties="all", dtype=np.float32):
-    """The paper's network with the weights of a file. ties: of its max-pools, as the author's Theano by default."""
+def load_network(path, device="cpu", ties="all", dtype=np.float32, T=None):
+    """The paper's network with the weights of a file.
+
+    ties: of its max-pools, as the author's Theano by default; T: what it must have been trained at, if its file tells.
+    Raises UsageError for another.
+    """
+    found = weights.trained_at(path) if T else None
+    if found not in (None, T):
+        raise UsageError(f"{path} was trained at T = {found:g}, not at {T:g}: choose the temperature or the file again")
     return weights.load_weights(paper_cnn(ties=ties, dtype=dtype).to(device), path)
 
 
+def first_images(dataset, count):
+    """The first `count` test images and their labels; says so where there are fewer."""
+    if count > len(dataset.test_labels):
+        note(f"{dataset.name} has {len(dataset.test_labels)} test images, not {count}: all of them are taken")
+    return dataset.test_images[:count], dataset.test_labels[:count]
+
+
 def network_key(network):
-    """What tells one paper_cnn from another, as plain values: for the key of a Store."""
+    """What tells one paper_cnn, and who computes with it, from another, as plain values: for the key of a Store."""
     return {
         "weights": digest(*weights.get_weights(network).values()),
         "ties": pool_ties(network),
         "dtype": str(network.dtype),
         "device": network.device,
-    }
+    } | _arithmetic()
+
+
+def _arithmetic():
+    """What the bits of results depend on beside the sources."""
+    return {"convolutions": cpu.convolutions().partition(":")[0], "flushes_denormals": cpu.flushes_denormals()}
 
 
 def digest(*arrays):
@@ -413,7 +573,7 @@ def digest(*arrays):
 @functools.cache
 def digest_of_sources(*others):
     """A short hash of the sources of minicnn and its kernels, and of other files."""
-    sources = [*Path(minicnn.__file__).parent.rglob("*.py"), *cuda.kernel_folder().glob("*.cu*")]
+    sources = [*Path(minicnn.__file__).parent.rglob("*.py"), *kernel_folder().glob("*.c*")]
     return digest(*(np.frombuffer(Path(path).read_bytes(), np.uint8) for path in [*sorted(sources), *others]))
 
 
@@ -421,49 +581,74 @@ class Store:
     """Parts of an experiment on disk, so that nothing computed is lost: get(key, compute) computes a part only once.
 
     key: a dict of plain values that says what the part depends on, beside the sources of minicnn: a change of the
-    engine makes all parts anew. A part is a dict of arrays.
+    engine makes all parts anew. A part is a dict of arrays. Its file holds its key and a digest of both, so that a file
+    that is damaged, or has got under another's name, is computed again.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key, compute):
         text = json.dumps(key | {"minicnn": digest_of_sources()}, sort_keys=True)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
         if path.exists():
-            try:
-                return weights.load_npz(path)
-            except weights.WeightsError:
-                path.unlink()
-        part = compute()
-        weights.save_npz(path, part)
+            with contextlib.suppress(weights.WeightsError):
+                part = weights.load_npz(path)
+                found, digest = (str(part.pop(name, "")) for name in ("/key", "/sha256"))
+                if found == text and digest == self._digest(text, part):
+                    return part
+            note(f"{path} is damaged, or not the part of that name: computed again")
+        part = {name: np.asarray(array) for name, array in compute().items()}
+        weights.save_npz(path, part | {"/key": np.array(text), "/sha256": np.array(self._digest(text, part))})
         return part
+
+    @staticmethod
+    def _digest(text, part):
+        sha = hashlib.sha256(text.encode())
+        for name, array in part.items():
+            sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            sha.update(np.ascontiguousarray(array))
+        return sha.hexdigest()
 
 
 def setting(options, arithmetic="scaled"):
     """The attacks.Setting of the options that attack_arguments adds."""
+    if options.limit > PIXELS:
+        note(f"an image has {PIXELS} pixels, each is moved once: at most {PIXELS} moves, not {options.limit}")
     return attacks.Setting(
         arithmetic=arithmetic,
         T=options.attack_temperature,
-        limit=options.limit,
+        limit=min(options.limit, PIXELS),
         maximum=options.maximum,
         skip_unchanged=options.skip_unchanged,
         prefer=options.prefer,
     )
 
 
-def attack(network, images, labels, algorithm, setting, store, label="", part=500):
-    """attacks.attack in parts of `part` images that are kept in the store. Returns the AttackResult of all.
+def images_a_part(algorithm, setting, device):
+    """How many images an attack does in some ten seconds of two cores, or of a GPU: what a kill loses at most."""
+    images = {"gradient": 500, "loss difference": 200}[algorithm.score]
+    if algorithm.refresh:
+        images = 2 * images // setting.limit
+    return max(1, images) * (1 if device == "cpu" else 20)
+
+
+def attack(network, images, labels, algorithm, setting, store, label="", part=None):
+    """attacks.attack in parts of images that are kept in the store. Returns the AttackResult of all, the same for parts
+    of any size.
 
     network: a paper_cnn. algorithm: a key of attacks.ALGORITHMS or an Algorithm. label: what the progress begins with.
+    part: images in a part, by default what a kill may lose.
     """
-    name = algorithm if isinstance(algorithm, str) else f"of {algorithm.score}s"
-    progress = Progress(f"{label}Algorithm {name}, {setting.arithmetic}", len(images))
+    name, algorithm = (algorithm, attacks.ALGORITHMS[algorithm]) if isinstance(algorithm, str) else (None, algorithm)
+    progress = Progress(f"{label}Algorithm {name or f'of {algorithm.score}s'}, {setting.arithmetic}", len(images))
+    part = part or images_a_part(algorithm, setting, network.device)
     parts = []
     for start in range(0, len(images), part):
         x, y = images[start : start + part], labels[start : start + part]
         key = network_key(network) | {
-            "algorithm": algorithm if isinstance(algorithm, str) else vars(algorithm),
+            "algorithm": vars(algorithm),
             "setting": vars(setting),
             "images": digest(x, y),
         }
@@ -486,6 +671,11 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=50
     return attacks.AttackResult(**joined)
 
 
+def note(text):
+    """Tell the user what was done otherwise than asked."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 def environment(options):
     """Versions, machine, seed and command, for a JSON of results."""
     versions = {"python": platform.python_version(), "numpy": np.__version__, "minicnn": minicnn.__version__}
@@ -497,10 +687,12 @@ def environment(options):
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": cpu.threads(),
         "device": options.device,
+        "convolutions": cpu.convolutions(),
+        "flushes_denormals": cpu.flushes_denormals(),
     }
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join([f"python -m experiments.{experiment_name()}", *sys.argv[1:]]),
+        "command": f"python -m experiments.{experiment_name()} {shlex.join(sys.argv[1:])}".rstrip(),
         "seed": options.seed,
         "dataset": options.dataset,
         "versions": versions,
@@ -549,22 +741,17 @@ def read_csv(path):
 
 
 def figure(rows=1, columns=1, width=4.0, height=3.0):
-    """A matplotlib figure on a light ground, drawn without a display: (figure, array of axes)."""
-    import matplotlib
+    """A matplotlib figure on a light ground, for a file: (figure, array of axes)."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return fig, fig.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(path, fig):
-    """Write a figure as PNG, atomically, and close it."""
-    import matplotlib.pyplot as plt
-
+    """Write a figure as PNG, atomically."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=110)
-    plt.close(fig)
     write_atomically(path, buffer.getvalue())
 
 

@@ -548,7 +548,7 @@ def without_images(results):
 
 
 def study(parts, trained, dataset, study, folder):
-    """Measure, print and draw each of the parts, names of PARTS; yields (name, figures) as it is done.
+    """Measure each of the parts, names of PARTS; yields (name, figures), then prints and draws them.
 
     trained: name -> network, `standard` among them. study: a Study. Raises UsageError where one of the networks is
     right on no image: there is nothing to attack.
@@ -559,25 +559,26 @@ def study(parts, trained, dataset, study, folder):
             raise common.UsageError(f"{name} classifies none of the first {len(right)} test images correctly: train it")
     for name in parts:
         figures = PARTS[name].measure(trained, dataset, study)
+        yield name, figures
         title, text, pictures = section(name, figures, folder)
         print(f"\n{title}\n{text}", flush=True)
         for _, path in pictures:
             PARTS[name].draw(path, figures)
-        yield name, figures
 
 
 def find_or_train(parts, dataset, protocol, folder, ties):
     """Name -> network: those that the parts need, found in the folder or among the committed ones, or trained."""
     needed, found = {name for part in parts for name in PARTS[part].needs}, {}
     for name in (name for name in NETWORKS if name in needed):
+        file_name, T = protocol.file_name(name), protocol.recipe(name).temperature
         try:
-            path = common.find_weights(name, protocol.dataset, folder)
+            path = common.find_weights(file_name, protocol.dataset, folder)
             print(f"{name}: {path}", flush=True)
         except common.UsageError:
             print(f"{name}: to be trained, {protocol.epochs} epochs", flush=True)
             common.train(name, dataset, protocol, folder)
-            path = folder / f"{name}.npz"
-        found[name] = common.load_network(path, protocol.device, ties)
+            path = folder / f"{file_name}.npz"
+        found[name] = common.load_network(path, protocol.device, ties, T=T)
     return found
 
 
@@ -592,18 +593,23 @@ def named_weights(text):
 def main(options):
     if options.weights and "standard" not in dict(options.weights):
         raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
-    dataset = common.load_data(options.dataset, options.validation)
+    dataset, protocol = common.load_data(options.dataset, options.validation), common.protocol(options)
     if options.weights:
-        trained = {name: common.load_network(path, options.device, options.ties) for name, path in options.weights}
+        trained = {
+            name: common.load_network(path, options.device, options.ties, T=protocol.recipe(name).temperature)
+            for name, path in options.weights
+        }
     else:
-        trained = find_or_train(options.parts, dataset, common.protocol(options), options.out, options.ties)
+        trained = find_or_train(options.parts, dataset, protocol, options.out, options.ties)
+    store = common.Store(options.out / "parts")
+    count = options.images and len(common.first_images(dataset, options.images)[1])
+    told = Study(common.setting(options), options.temperature, options.seed, count, store)
     results = common.environment(options) | {
         "weights": {name: common.network_key(network)["weights"] for name, network in trained.items()},
+        "trained_at": {name: protocol.recipe(name).temperature for name in trained},
         "ties": options.ties,
-        "limit": options.limit,
+        "limit": told.setting.limit,
     }
-    store = common.Store(options.out / "parts")
-    told = Study(common.setting(options), options.temperature, options.seed, options.images, store)
     for name, figures in study(options.parts, trained, dataset, told, options.out):
         results[name] = figures
         common.write_json(options.json, without_images(results))

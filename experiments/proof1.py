@@ -11,6 +11,7 @@ import inspect
 import math
 import textwrap
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from minicnn import Tensor, backend, correct, grad, ops, predict
 from minicnn.paper import proof1
 from minicnn.paper.saliency import saliency_maps
 from minicnn.paper.statistics import geometric_mean, ranks
+from minicnn.weights import trained_at
 
 TEMPERATURES = (1, 2, 5, 10, 20, 50, 100)
 TRAINED_AT = 20  # the paper's T
@@ -524,42 +526,46 @@ def draw_equation_1(moves, path):
     common.save_figure(path, figure)
 
 
+def name_of(options):
+    """What the network is called in the names of files; --seed is not its, but that of the samples."""
+    return Path(options.weights).stem if options.weights else options.network or "standard"
+
+
 def main(options):
-    pictures = [options.out / "proof1.png", options.out / "equation1.png"]
-    rng = np.random.default_rng(options.seed)
-
-    def write(results, pictures):
-        common.write_json(options.json, common.environment(options) | results)
-        print(f"   Written: {', '.join(map(str, [*pictures, options.json]))}")
-
+    rng, found, missing = np.random.default_rng(options.seed), None, None
     results = {
         "forms": compare_forms(rng, options.device),
         "limit": limit_of_certainty(),
         "training_temperature": training_temperature(),
     }
-    print(equations_text(results))
-    draw_slip(pictures[0])
-
     path, name = options.weights, options.network or "standard"
     try:
         path = path or common.find_weights(name, options.dataset, options.out)
         network = common.load_network(path, options.device, options.ties, np.float64)
         dataset = common.load_data(options.dataset)
         found, moves = pixels(network, dataset.test_images, dataset.test_labels, options.images, rng)
+        results |= {"weights": str(path), "trained_at": trained_at(path), "ties": options.ties} | found
     except common.USER_ERRORS as error:
         # Whatever is wrong with the network, the first four parts are complete without it.
-        write(results | {"parts_5_and_6_missing": str(error)}, pictures[:1])
+        missing = error
+        results["parts_5_and_6_missing"] = str(error)
+    common.write_json(options.json, common.environment(options) | results)
+
+    pictures = [options.out / "proof1.png"]
+    print(equations_text(results))
+    draw_slip(pictures[0])
+    if found:
+        pictures.append(options.out / f"equation1_{name_of(options)}.png")
+        print(pixels_text(results))
+        draw_equation_1(moves, pictures[1])
+    print(f"   Written: {', '.join(map(str, [*pictures, options.json]))}")
+    if missing:
         if path or options.network:
-            raise
-        print(f"\n   Parts 5 and 6 need a trained network, and there is none yet:\n   {error}.")
+            raise missing
+        print(f"\n   Parts 5 and 6 need a trained network, and there is none yet:\n   {missing}.")
         if (common.RESULTS / "mnist" / f"{name}.npz").exists():
             print("   With the networks that come with the project they run at once:")
             print("   python -m experiments.proof1 --dataset mnist")
-        return
-    results |= {"weights": str(path), "ties": options.ties} | found
-    print(pixels_text(results))
-    draw_equation_1(moves, pictures[1])
-    write(results, pictures)
 
 
 if __name__ == "__main__":
@@ -567,4 +573,4 @@ if __name__ == "__main__":
     common.network_arguments(parser, default=None)  # one that is missing is an error only if it was asked for
     parser.add_argument("--images", type=common.positive(int), default=2, help="of parts 5 and 6; default: 2")
     common.ties_argument(parser)
-    common.run(main, parser)
+    common.run(main, parser, lambda o: f"proof1_{name_of(o)}.json", resumes=False)

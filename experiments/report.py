@@ -26,8 +26,8 @@ class Section(NamedTuple):
 
 def write(folder, text, table, sections):
     """Write report.md and report.html beside the figures. table: list of claims.Row; sections: list of Section."""
-    write_atomically(folder / "report.md", markdown(text, table, sections, folder).encode())
-    write_atomically(folder / "report.html", page(text, table, sections).encode())
+    write_atomically(folder / "report.md", markdown(text, table, sections, folder).encode(errors="replace"))
+    write_atomically(folder / "report.html", page(text, table, sections).encode(errors="replace"))
 
 
 def terminal(table):

@@ -11,14 +11,13 @@ experiments.masking finds, a longer study of why temperature seemed to work.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
 
 from experiments import claims, common, figures, masking, report
 from experiments.claims import Missing
-from minicnn import training
+from minicnn import data, training
 from minicnn.paper import attacks
 from minicnn.paper.attacks import ARITHMETICS
 from minicnn.paper.networks import PAPER_NETWORKS, rescaled
@@ -110,6 +109,9 @@ def main(options):
 
 def image_counts(dataset, images, refreshed):
     """Algorithm -> the number of test images that it is run on. images, refreshed: as asked for, or None."""
+    tested = len(dataset.test_labels)
+    if max(images or 0, refreshed or 0) > tested:
+        common.note(f"{dataset.name} has {tested} test images: no more are taken")
     cheap = images or common.DATASET_DEFAULTS[dataset.name]["images"]
     counts = {"1": cheap, "3": cheap} | EXPENSIVE[dataset.name]
     if images:
@@ -117,7 +119,7 @@ def image_counts(dataset, images, refreshed):
     if refreshed is not None:
         counts["4"] = refreshed
     counts["2"] = max(counts["2"], counts["4"])  # their row compares the two on the same images
-    return {algorithm: min(count, len(dataset.test_labels)) for algorithm, count in counts.items()}
+    return {algorithm: min(count, tested) for algorithm, count in counts.items()}
 
 
 def find_networks(dataset, protocol, trained, folder, ties):
@@ -125,12 +127,14 @@ def find_networks(dataset, protocol, trained, folder, ties):
     name -> network, name -> epochs of its training."""
     if trained:
         histories = {name: common.read_csv(trained / f"{name}.csv") for name in PAPER_NETWORKS}
-        for name, history in histories.items():
-            common.plot_history(folder / f"{name}.png", name, protocol.recipe(name).temperature, history)
+        paths = {name: trained / f"{name}.npz" for name in PAPER_NETWORKS}
     else:
-        histories = {name: common.train(name, dataset, protocol, folder)[1] for name in PAPER_NETWORKS}
-    paths = {name: (trained or folder) / f"{name}.npz" for name in PAPER_NETWORKS}
-    networks = {name: common.load_network(path, protocol.device, ties) for name, path in paths.items()}
+        histories = {name: common.train(name, dataset, protocol, folder, draw=False)[1] for name in PAPER_NETWORKS}
+        paths = {name: folder / f"{protocol.file_name(name)}.npz" for name in PAPER_NETWORKS}
+    T = {name: protocol.recipe(name).temperature for name in PAPER_NETWORKS}
+    networks = {name: common.load_network(path, protocol.device, ties, T=T[name]) for name, path in paths.items()}
+    for name, history in histories.items():
+        common.plot_history(folder / f"{name}.png", name, T[name], history)
     return networks, {name: len(history) for name, history in histories.items()}
 
 
@@ -138,7 +142,7 @@ def author_networks(dataset, device, ties):
     """The author's two released networks, name -> network, or Missing."""
     if dataset.name != "mnist":
         return Missing("needs --dataset mnist, on which the author's networks were trained")
-    folder = Path(os.environ.get("MINICNN_DATA", ""), "author_networks")
+    folder = (data.data_folder() or Path()) / "author_networks"
     files = {"standard": folder / "standard.npz", "temperature": folder / "temperature20.npz"}
     if not all(path.exists() for path in files.values()):
         return Missing("needs the author's networks: author_networks/*.npz in the folder that MINICNN_DATA names")
@@ -295,8 +299,9 @@ def masking_networks(networks, dataset, protocol, trained, folder, ties):
     """The networks of experiments.masking: also the one that the paper has not, where the folder `trained` has it."""
     if not trained:
         return masking.find_or_train(masking.PARTS, dataset, protocol, folder, ties)
-    path = trained / "standard-distilled.npz"
-    return networks | ({path.stem: common.load_network(path, protocol.device, ties)} if path.exists() else {})
+    name = "standard-distilled"
+    path, T = trained / f"{name}.npz", protocol.recipe(name).temperature
+    return networks | ({name: common.load_network(path, protocol.device, ties, T=T)} if path.exists() else {})
 
 
 def study_masking(studied, dataset, told):

@@ -5,7 +5,7 @@ With --index the JSON holds the map itself: index, label, mean, max (of the map 
 true gradient; null where no entry is above zero), map (28 x 28) and log10_scale (the true gradient is map x
 10^log10_scale; 0 for plain). Appendix A is
   python -m experiments.saliency_maps --dataset mnist --weights standard.npz --index 2659 --ties all --arithmetic plain
-with the author's own network.
+with the author's own network. The files are named by network and arithmetic.
 """
 
 import math
@@ -16,6 +16,7 @@ from experiments import common, figures
 from minicnn import predict
 from minicnn.paper import attacks
 from minicnn.paper.saliency import saliency_maps
+from minicnn.weights import trained_at
 
 
 def describe(found, i, index, label):
@@ -34,6 +35,11 @@ def describe(found, i, index, label):
     }
 
 
+def ending(options):
+    """What tells the files of one network and arithmetic from those of others."""
+    return f"{common.chosen_name(options)}_{options.arithmetic}"
+
+
 def main(options):
     path = common.chosen_weights(options)
     dataset = common.load_data(options.dataset)
@@ -46,28 +52,37 @@ def main(options):
             raise common.UsageError(f"--index {options.index}: {options.dataset} has test images 0 to {tested - 1}")
         chosen = np.array([options.index])
     else:
-        chosen = np.arange(min(options.images or 8, tested))
+        chosen = np.arange(len(common.first_images(dataset, options.images or 8)[0]))
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
     T = options.attack_temperature
     found = {a: saliency_maps(network, images, labels, T, a) for a in attacks.ARITHMETICS}
     setting = common.setting(options, options.arithmetic)
-    result = attacks.attack(network, images, labels, "1", setting)
+    result = common.attack(network, images, labels, "1", setting, common.Store(options.out / "parts"))
     decisions = predict(network, result.adversarial).argmax(axis=1)
 
-    run = common.environment(options) | {"weights": str(path), "ties": options.ties, "arithmetic": options.arithmetic}
+    run = common.environment(options) | {
+        "weights": str(path),
+        "trained_at": trained_at(path),
+        "ties": options.ties,
+        "arithmetic": options.arithmetic,
+    }
     maps = [describe(found[options.arithmetic], i, index, labels[i]) for i, index in enumerate(chosen)]
     for entry, moves, succeeded in zip(maps, result.moves, result.succeeded, strict=True):
         entry["algorithm_1"] = {"succeeded": bool(succeeded), "moves": int(moves)}
+    common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
+    for entry, moves, succeeded in zip(maps, result.moves, result.succeeded, strict=True):
         outcome = f"succeeds at move {moves}" if succeeded else f"fails after {moves} moves"
         size = "no entry above 0" if entry["log10_max"] is None else f"largest gradient 10^{entry['log10_max']:.2f}"
         print(
             f"test image {entry['index']}, label {entry['label']}, {options.arithmetic}: mean {entry['mean']:.5g}, "
             f"max {entry['max']:.6g}, {size}, {entry['zeros']} zeros; Algorithm 1 {outcome}"
         )
-    common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
-    title = f"{path}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
-    figures.draw_samples(options.out / "figures_1_and_2.png", images, labels, result, decisions, title)
-    figures.draw_maps(options.out / "saliency_maps.png", images, list(found.items()))
+    # Bytes that are no text cannot be drawn, and what stands between two $ would be drawn as a formula.
+    name = str(path).encode(errors="replace").decode().replace("$", r"\$")
+    title = f"{name}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
+    samples = options.out / f"figures_1_and_2_{ending(options)}.png"
+    figures.draw_samples(samples, images, labels, result, decisions, title)
+    figures.draw_maps(options.out / f"saliency_maps_{ending(options)}.png", images, list(found.items()))
 
 
 if __name__ == "__main__":
@@ -76,4 +91,4 @@ if __name__ == "__main__":
     parser.add_argument("--index", type=int, metavar="I", help="one test image, from 0, instead of the first ones")
     common.choice(parser, "--arithmetic", attacks.ARITHMETICS, "plain", "of the map that is written")
     common.attack_arguments(parser, "8")
-    common.run(main, parser)
+    common.run(main, parser, lambda o: f"saliency_maps_{ending(o)}.json")

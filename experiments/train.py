@@ -2,8 +2,10 @@
 distilled (T = 20 on the teacher's soft labels; the teacher is trained first); or standard-distilled (T = 1 on the soft
 labels of standard), which the paper has not.
 
-Writes NAME.npz (weights), NAME.csv and NAME.png (loss, accuracy, time by epoch), and NAME.checkpoint.npz after every
-epoch: the same command goes on from there, to the same bits. MNIST with 50 epochs is the paper's protocol.
+Writes NAME.npz (weights), NAME.csv and NAME.png (loss, accuracy, time by epoch), train_NAME.json, and
+NAME.checkpoint.npz after every epoch: the same command goes on from there, to the same bits. NAME is the network's,
+with what is not the default of the data set: temperature-T5, standard-seed1. MNIST with 50 epochs is the paper's
+protocol.
 """
 
 from experiments import common
@@ -13,18 +15,18 @@ from minicnn.paper.networks import NETWORKS
 def main(options):
     name, protocol = options.network, common.protocol(options)
     dataset = common.load_data(options.dataset, options.validation)
-    _, history = common.train(name, dataset, protocol, options.out)
-    last = history[-1]
+    _, history = common.train(name, dataset, protocol, options.out, draw=False)
+    last, file, recipe = history[-1], options.out / protocol.file_name(name), protocol.recipe(name)
+    common.write_json(options.json, common.environment(options) | {"recipe": vars(recipe), "history": history})
+    common.plot_history(file.with_name(f"{file.name}.png"), name, recipe.temperature, history)
     print(
         f"{name}: {last['test_accuracy']:.2%} of {len(dataset.test_labels)} test images after "
-        f"{last['epoch']} epochs, {sum(row['seconds'] for row in history):.0f} s -> {options.out}/{name}.npz"
+        f"{last['epoch']} epochs, {sum(row['seconds'] for row in history):.0f} s -> {file}.npz"
     )
-    recipe = vars(protocol.recipe(name))
-    common.write_json(options.json, common.environment(options) | {"recipe": recipe, "history": history})
 
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
     parser.add_argument("--network", choices=list(NETWORKS), default="standard")
     common.training_arguments(parser)
-    common.run(main, parser)
+    common.run(main, parser, lambda o: f"train_{common.protocol(o).file_name(o.network)}.json")

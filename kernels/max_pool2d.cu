@@ -3,6 +3,7 @@
 //   forward   y[n,c,p,q] = max over i, j of x[n,c,p*size+i,q*size+j]; winner: i*size+j of the first maximum
 //   gradient  first: gx = g at the winner;  all: gx = g wherever x equals y (Theano's rule).  0 elsewhere
 //
+// NaN is larger than any number, and equal to itself.
 // x, gx (N,C,H,W); y, winner, g (N,C,P,Q) with P = H / size, Q = W / size; planes = N C. A block takes blockDim.y
 // planes, a row of 32 threads the windows of one. The gradient goes over ceil(H/size) x ceil(W/size) windows, so that
 // the dropped remainder gets its zeros. Source: Theano's MaxPoolGrad for the rule `all`.
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(256, 1)
         for (int i = 0; i < size; ++i)
             for (int j = 0; j < size; ++j) {
                 const T value = corner[i * W + j];
-                if (value > best || value != value) best = value, position = i * size + j;
+                if (value > best || (value != value && best == best)) best = value, position = i * size + j;
             }
         y[plane * P * Q + window] = best;
         winner[plane * P * Q + window] = position;
@@ -49,7 +50,8 @@ __global__ void __launch_bounds__(256)
         for (int i = 0; i < size && p * size + i < H; ++i)
             for (int j = 0; j < size && q * size + j < W; ++j) {
                 const int to = (p * size + i) * W + q * size + j;
-                gx[to] = (all_ties ? x[to] == best : i * size + j == won) ? grad : T(0);
+                const bool tied = x[to] == best || (x[to] != x[to] && best != best);
+                gx[to] = (all_ties ? tied : i * size + j == won) ? grad : T(0);
             }
     }
 }

@@ -1,9 +1,9 @@
 // Softmax with temperature T, the cross-entropy after it, and the cotangent with which a saliency map begins.
 //
-//   u_k = (z_k - max_j z_j) / T
+//   u_k = (z_k - max_j z_j) / T, also where the difference of two finite logits is no finite number
 //   softmax        p_k = exp(u_k) / sum_j exp(u_j)                        gradient  (g_k - sum_j g_j p_j) p_k / T
 //   log-softmax    l_k = u_k - log sum_j exp(u_j)                         gradient  (g_k - exp(l_k) sum_j g_j) / T
-//   cross-entropy  L = - sum_k t_k l_k                                    gradient  g (exp(l_k) sum_j t_j - t_k) / T
+//   cross-entropy  L = - sum_k t_k l_k, a term 0 where t_k is             gradient  g (exp(l_k) sum_j t_j - t_k) / T
 //   saliency cotangent, the gradient of L for a class label
 //                  plain:  (p_k - [k = label]) / T, log10 scale 0
 //                  scaled: -1 at the label, exp(l_k - R) elsewhere, R = log sum_{j != label} exp(l_j)
@@ -22,9 +22,20 @@ __device__ T largest_of(const T *row, int K) {
 }
 
 template <typename T>
+__device__ __forceinline__ bool is_finite(T x) {
+    return x - x == 0;
+}
+
+template <typename T>
+__device__ __forceinline__ T exponent(T z, T largest, T temperature) {
+    const T difference = z - largest;
+    return is_finite(z) && !is_finite(difference) ? z / temperature - largest / temperature : difference / temperature;
+}
+
+template <typename T>
 __device__ T sum_of_exponentials(const T *z, int K, T largest, T temperature) {
     T sum = 0;
-    for (int k = 0; k < K; ++k) sum += exponential((z[k] - largest) / temperature);
+    for (int k = 0; k < K; ++k) sum += exponential(exponent(z[k], largest, temperature));
     return sum;
 }
 
@@ -50,7 +61,7 @@ __global__ void __launch_bounds__(128)
     z += (long long)n * K;
     p += (long long)n * K;
     const T largest = largest_of(z, K), sum = sum_of_exponentials(z, K, largest, temperature);
-    for (int k = 0; k < K; ++k) p[k] = exponential((z[k] - largest) / temperature) / sum;
+    for (int k = 0; k < K; ++k) p[k] = exponential(exponent(z[k], largest, temperature)) / sum;
 }
 
 template <typename T>
@@ -74,7 +85,7 @@ __global__ void __launch_bounds__(128)
     z += (long long)n * K;
     l += (long long)n * K;
     const T largest = largest_of(z, K), log_sum = logarithm(sum_of_exponentials(z, K, largest, temperature));
-    for (int k = 0; k < K; ++k) l[k] = (z[k] - largest) / temperature - log_sum;
+    for (int k = 0; k < K; ++k) l[k] = exponent(z[k], largest, temperature) - log_sum;
 }
 
 template <typename T>
@@ -100,7 +111,10 @@ __global__ void __launch_bounds__(128)
     z += (long long)n * K;
     const T largest = largest_of(z, K), log_sum = logarithm(sum_of_exponentials(z, K, largest, temperature));
     T sum = 0;
-    for (int k = 0; k < K; ++k) sum += ((z[k] - largest) / temperature - log_sum) * target_of<T>(target, n, k, K);
+    for (int k = 0; k < K; ++k) {
+        const T t = target_of<T>(target, n, k, K);
+        if (t != 0) sum += (exponent(z[k], largest, temperature) - log_sum) * t;
+    }
     losses[n] = -sum;
 }
 
@@ -116,7 +130,7 @@ __global__ void __launch_bounds__(128)
     T total = 0;
     for (int k = 0; k < K; ++k) total += target_of<T>(target, n, k, K);
     for (int k = 0; k < K; ++k) {
-        const T p = exponential((z[k] - largest) / temperature - log_sum);
+        const T p = exponential(exponent(z[k], largest, temperature) - log_sum);
         gz[k] = g[n] * (p * total - target_of<T>(target, n, k, K)) / temperature;
     }
 }
@@ -133,19 +147,20 @@ __global__ void __launch_bounds__(128)
     const T largest = largest_of(z, K), sum = sum_of_exponentials(z, K, largest, temperature);
     if (!scaled) {
         for (int k = 0; k < K; ++k)
-            g[k] = (exponential((z[k] - largest) / temperature) / sum - target_of<T>(labels, n, k, K)) / temperature;
+            g[k] = (exponential(exponent(z[k], largest, temperature)) / sum - target_of<T>(labels, n, k, K)) /
+                   temperature;
         log10_scale[n] = 0;
         return;
     }
     const T log_sum = logarithm(sum);
     T largest_other = logarithm(T(0));
     for (int k = 0; k < K; ++k) {
-        g[k] = (z[k] - largest) / temperature - log_sum;
+        g[k] = exponent(z[k], largest, temperature) - log_sum;
         if (k != labels[n] && g[k] > largest_other) largest_other = g[k];
     }
     T others = 0;
     for (int k = 0; k < K; ++k)
-        if (k != labels[n]) others += exponential(g[k] - largest_other);
+        if (k != labels[n] && g[k] != logarithm(T(0))) others += exponential(g[k] - largest_other);
     const T log_rest = largest_other + logarithm(others);
     for (int k = 0; k < K; ++k) {
         const T y = target_of<T>(labels, n, k, K);

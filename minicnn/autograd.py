@@ -57,8 +57,9 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
     of the backward pass that all its pullbacks begin with. Arguments that are no Tensor are constants.
 
     Raises TypeError where Tensors of different dtype or backend meet, where a constant would change the dtype, where a
-    Tensor that requires a gradient has no pullback, for a Tensor by keyword, and for pullbacks that are no tuple. In
-    type hints arrays are Any, for callers give Tensors.
+    Tensor that requires a gradient has no pullback, for a Tensor by keyword, for a value that is no array, and for
+    pullbacks that are no tuple. Numbers too small for a float become 0 whatever np.seterr says, in the pullbacks too.
+    In type hints arrays are Any, for callers give Tensors.
 
     >>> @op
     ... def square(x):
@@ -79,15 +80,24 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
             found = sorted((name, dtype.name) for name, dtype in kinds)
             raise TypeError(f"{function.__name__}: arguments differ in device or dtype: {found}")
         arrays: Any = (a.data if isinstance(a, Tensor) else a for a in args)
-        value, pullbacks, *shared = function(*arrays, **options)
+        with np.errstate(under="ignore"):
+            result = function(*arrays, **options)
+        if not isinstance(result, tuple) or len(result) < 2:
+            raise TypeError(f"{function.__name__} must return (value, pullbacks)")
+        value, pullbacks, *shared = result
         if not isinstance(pullbacks, tuple):
             raise TypeError(f"{function.__name__}: its pullbacks must be a tuple, (pullback,) with a comma for one")
+        if not hasattr(value, "dtype"):
+            raise TypeError(f"{function.__name__}: its value must be an array, got {type(value).__name__}")
         if tensors and value.dtype != tensors[0].dtype:
             raise TypeError(f"{function.__name__}: a constant turns {tensors[0].dtype} into {value.dtype}")
         if any(isinstance(a, Tensor) and a.requires_grad for a in args[len(pullbacks) :]):
             raise TypeError(f"{function.__name__} has no gradient by argument {len(pullbacks)} or later")
         edges = [(a, p) for a, p in zip(args, pullbacks, strict=False) if isinstance(a, Tensor) and a.requires_grad]
-        return Tensor(value) if _without_graph() else Tensor(value, edges=edges, shared=shared[0] if shared else None)
+        if _without_graph() or not edges:
+            return Tensor(value)
+        versions = [(t, t.version) for t in tensors]
+        return Tensor(value, edges=edges, shared=shared[0] if shared else None, versions=versions)
 
     return apply
 
@@ -121,8 +131,9 @@ class Tensor:
     """An array of float32 or float64, with the operation that made it.
 
     data: the array, on any backend; comparisons are made on it, as in `t.data > 0`. requires_grad: a leaf whose
-    gradient is wanted. grad: after backward(), on such leaves alone, an array like data; it adds up over calls until
-    set to None.
+    gradient is wanted. grad: after backward(), on such leaves alone, an array like data, and no one else's; it adds up
+    over calls until set to None. version: how often data was changed in place, by an optimiser, by set_weights, or by
+    `t.data -= change`; whoever does it otherwise, as in `t.data[0] = 1`, adds 1.
 
     >>> a, b = Tensor([[1.0, 2.0]], requires_grad=True), Tensor([[3.0], [4.0]])
     >>> (a @ b).backward()
@@ -130,7 +141,7 @@ class Tensor:
     array([[3., 4.]])
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "edges", "shared")
+    __slots__ = ("_data", "version", "grad", "requires_grad", "edges", "shared", "versions")
     __array_ufunc__ = None  # lets `array * tensor` reach __rmul__
 
     def __init__(
@@ -139,15 +150,26 @@ class Tensor:
         requires_grad: bool = False,
         edges: Sequence[tuple[Tensor, Pullback]] = (),
         shared: Pullback | None = None,
+        versions: Sequence[tuple[Tensor, int]] = (),
     ) -> None:
         if isinstance(data, (int, float, list, tuple, np.generic)):
             data = np.asarray(data, getattr(data, "dtype", np.float64))
         backend.of(data)
         if data.dtype not in (np.float32, np.float64):
             raise TypeError(f"a Tensor holds float32 or float64, got {data.dtype}")
-        self.data, self.edges, self.shared = data, edges, shared
+        self._data, self.version = data, 0
+        self.edges, self.shared, self.versions = edges, shared, versions
         self.grad: Array = None
         self.requires_grad = requires_grad or bool(edges)
+
+    @property
+    def data(self) -> Array:
+        return self._data
+
+    @data.setter
+    def data(self, data: Array) -> None:
+        self.version += data is self._data  # as after `t.data -= change`; a graph keeps an array that is replaced
+        self._data = data
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,11 +210,13 @@ class Tensor:
 
     @op
     def __truediv__(a: Array, b: Any) -> ValueAndPullbacks:
-        return a / b, (lambda g: _unbroadcast(g / b, a.shape), lambda g: _unbroadcast(-g * a / (b * b), _shape(b)))
+        y = a / b  # b * b would overflow for b that are large, and be 0 for small ones
+        return y, (lambda g: _unbroadcast(g / b, a.shape), lambda g: _unbroadcast(-g * (y / b), _shape(b)))
 
     @op
     def __rtruediv__(a: Array, b: Any) -> ValueAndPullbacks:
-        return b / a, (lambda g: _unbroadcast(-g * b / (a * a), a.shape),)
+        y = b / a
+        return y, (lambda g: _unbroadcast(-g * (y / a), a.shape),)
 
     @op
     def __neg__(a: Array) -> ValueAndPullbacks:
@@ -200,8 +224,18 @@ class Tensor:
 
     @op
     def __pow__(a: Array, exponent: Any) -> ValueAndPullbacks:
-        """Power with a constant exponent."""
-        return a**exponent, (lambda g: g * exponent * a ** (exponent - 1),)
+        """Power with a constant exponent, a number or an array. Where that is 0 the gradient is 0, of 0 ** 0 too."""
+
+        xp = backend.of(a).xp
+
+        def pullback(g):
+            if not _shape(exponent):
+                return g * exponent * a ** (exponent - 1) if exponent else xp.zeros_like(a)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                terms = g * exponent * a ** (exponent - 1)
+            return _unbroadcast(xp.where(exponent == 0, xp.zeros_like(terms), terms), a.shape)
+
+        return a**exponent, (pullback,)
 
     @op
     def __matmul__(a: Array, b: Any) -> ValueAndPullbacks:
@@ -239,7 +273,8 @@ class Tensor:
 
     @op
     def max(a: Array, axis: int | None = None, keepdims: bool = False) -> ValueAndPullbacks:
-        """Maximum over `axis` (an int, or None for all). The gradient goes to the first of equal maxima.
+        """Maximum over `axis` (an int, or None for all). The gradient goes to the first of equal maxima; NaN is larger
+        than any number.
 
         >>> x = Tensor([[1.0, 5.0], [7.0, 7.0]], requires_grad=True)
         >>> x.max(axis=1).sum().backward()
@@ -248,7 +283,7 @@ class Tensor:
                [1., 0.]])
         """
         xp, kept = backend.of(a).xp, _with_ones(a.shape, axis)
-        along, i = (a.reshape(-1), 0) if axis is None else (a, axis % a.ndim)
+        along, i = (a.reshape(-1), 0) if axis is None else (a, *_axes(axis, a.ndim))
         winner = xp.expand_dims(along.argmax(axis=i), i)
         places = xp.arange(along.shape[i]).reshape(-1, *(1,) * (along.ndim - 1 - i))
 
@@ -284,8 +319,9 @@ class Tensor:
     @op
     def transpose(a: Array, *axes: int) -> ValueAndPullbacks:
         """The axes in another order."""
-        back = np.argsort([i % a.ndim for i in axes]).tolist()
-        return a.transpose(*axes), (lambda g: g.transpose(*back),)
+        value = a.transpose(*axes)
+        back = np.argsort(_axes(axes, a.ndim)).tolist()
+        return value, (lambda g: g.transpose(*back),)
 
     @property
     def T(self) -> Tensor:
@@ -303,13 +339,20 @@ class Tensor:
 
 
 def _on_host(index: Any) -> Any:
-    return index if isinstance(index, (int, slice, type(None), type(Ellipsis))) else backend.to_host(index)
+    if isinstance(index, (int, slice, type(None), type(Ellipsis))):
+        return index
+    index = backend.to_host(index)
+    return index if index.size else index.astype(bool if index.dtype == bool else int)  # an empty list has no integers
+
+
+def _axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Axes counted from the front. Raises numpy.exceptions.AxisError for one that an array of `ndim` does not have."""
+    return np.lib.array_utils.normalize_axis_tuple(axis, ndim)
 
 
 def _with_ones(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """The shape of a reduction over `axis` that keeps the reduced axes, with size 1."""
-    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    reduced = {i % len(shape) for i in axes}
+    reduced = range(len(shape)) if axis is None else _axes(axis, len(shape))
     return tuple(1 if i in reduced else n for i, n in enumerate(shape))
 
 
@@ -368,22 +411,49 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
         if wanted(tensor) or any(parent in needed for parent, _ in tensor.edges):
             needed.add(tensor)
 
-    sums, results = {output: cotangent}, {}
+    for tensor in order:
+        if tensor in needed and tensor.edges:
+            _check_unchanged(tensor)
+
+    sums: dict[Tensor, Array] = {output: cotangent}
+    results: dict[Tensor, Array] = {}
+    taken = {id(_owner(array)) for array in (cotangent, *(tensor.data for tensor in order))}
     for tensor in reversed(order):
         if tensor not in sums:
             continue
         g = sums.pop(tensor)
         if wanted(tensor):
-            results[tensor] = g
+            owner = _owner(g)
+            alone = id(owner) not in taken and (isinstance(owner, np.ndarray) or owner.base is None)
+            results[tensor] = g if alone else g.copy(order="K")
+            taken.add(id(_owner(results[tensor])))
         edges = [(parent, pullback) for parent, pullback in tensor.edges if parent in needed]
-        if edges and tensor.shared:
-            g = tensor.shared(g)
-        for parent, pullback in edges:
-            contribution = pullback(g)
-            if contribution.shape != parent.shape or contribution.dtype != parent.dtype:
-                raise TypeError(
-                    f"a pullback gave {contribution.dtype}{contribution.shape} "
-                    f"for an argument that is {parent.dtype}{parent.shape}"
-                )
-            sums[parent] = sums[parent] + contribution if parent in sums else contribution
+        with np.errstate(under="ignore"):
+            if edges and tensor.shared:
+                g = tensor.shared(g)
+            for parent, pullback in edges:
+                contribution = pullback(g)
+                if contribution.shape != parent.shape or contribution.dtype != parent.dtype:
+                    raise TypeError(
+                        f"a pullback gave {contribution.dtype}{contribution.shape} "
+                        f"for an argument that is {parent.dtype}{parent.shape}"
+                    )
+                sums[parent] = sums[parent] + contribution if parent in sums else contribution
     return results
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory a NumPy array is a view of, or itself; an array of another backend as it is."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _check_unchanged(tensor: Tensor) -> None:
+    """Raises ValueError where the pullbacks of a Tensor would see other data than the forward pass."""
+    for changed, version in [(tensor, 0), *tensor.versions]:
+        if changed.version != version:
+            raise ValueError(
+                f"the data {changed.shape} of a Tensor changed between forward and backward, by an optimiser's step, "
+                "set_weights, .to() or in place: the gradient would be wrong, call forward again"
+            )

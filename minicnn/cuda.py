@@ -11,13 +11,24 @@ step to step (step counter, learning rate, permutation) is read from device memo
 the order of every sum, follows from the shapes alone, never from the device: the same bits on every run.
 """
 
-import contextlib
+from __future__ import annotations
+
 import hashlib
 import math
 import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from minicnn.compiled import kernel_folder
+
+Array = Any  # of xp
+Size = tuple[int, int]  # rows, columns
+Step = Any  # a number, or an array of one
+Loader = Callable[[Path, tuple[str, ...]], Any]
+Parameters = str | tuple[str, ...]
 
 # Parameters: T, L an array of the first, second template type; U, I, B, D an array of uint32, int32, uint8, float64;
 # t a scalar of the first template type; i, l, u, q a scalar of int32, int64, uint32, uint64; a name one of STRUCTS.
@@ -25,7 +36,7 @@ _REAL = ("float", "double")
 _LABELLED = tuple(f"{real}, {label}" for real in _REAL for label in ("int", "long long"))
 _TARGETED = _LABELLED + tuple(f"{real}, {real}" for real in _REAL)
 _LAYOUTS = tuple(f"{real}, {which}" for real in _REAL for which in ("false, false", "false, true", "true, false"))
-KERNELS = {
+KERNELS: dict[str, dict[str, tuple[Parameters, tuple[str, ...]]]] = {
     "batch.cu": {"gather": ("TIUTlu", (*_REAL, "int")), "accumulate": ("DTl", _REAL)},
     "conv2d.cu": {
         "correlate": ((*"TTTT", "Correlation"), _REAL),
@@ -75,7 +86,7 @@ class DeviceError(RuntimeError):
     """A device was asked for that is unknown or absent; the message says what to do."""
 
 
-def name_expressions(file):
+def name_expressions(file: str) -> tuple[str, ...]:
     """Every instantiation of a file of kernels/, as C++ names."""
     return tuple(
         f"{kernel}<{arguments}>" if arguments else kernel
@@ -84,22 +95,13 @@ def name_expressions(file):
     )
 
 
-def kernel_folder():
-    """The folder of the .cu files: in the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "kernels", package.parent / "kernels"):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"no kernels/ in {package} or beside it: install minicnn again")
-
-
 class CupyLoader:
     """Compiles .cu files with CuPy, for the GPU at hand. CuPy keeps what it has compiled on disk."""
 
-    def __init__(self, cupy):
+    def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
 
-    def __call__(self, path, names):
+    def __call__(self, path: Path, names: tuple[str, ...]) -> Any:
         """The cupy.RawModule of a file, with the kernels `names` in it. Compiler errors point into the file."""
         # CuPy's cache goes by the source text alone and does not see what an included file says: its digest goes along.
         included = hashlib.sha256(path.with_name("common.cuh").read_bytes()).hexdigest()
@@ -108,7 +110,7 @@ class CupyLoader:
         return self._cupy.RawModule(code=source, options=options, name_expressions=names)
 
 
-def open_cuda():
+def open_cuda() -> Cuda:
     """The backend functions on the GPU that CuPy finds. Raises DeviceError where CuPy, a driver or a GPU is missing."""
     try:
         import cupy
@@ -140,13 +142,15 @@ class _Replay:
     """A step that is recorded once. The first call runs it as it is, which compiles every kernel and fills a memory
     pool of its own; the second records it as a CUDA graph and launches that; every later call launches it again."""
 
-    def __init__(self, xp, function):
+    def __init__(self, xp: Any, function: Callable[[], Any]) -> None:
         self._cuda, self._function = xp.cuda, function
         self._stream = xp.cuda.Stream(non_blocking=True)
         self._pool = xp.cuda.MemoryPool()  # the graph's buffers stay in it, out of reach of other allocations
-        self._warm, self._graph, self._result = False, None, None
+        self._warm = False
+        self._graph: Any = None
+        self._result: Any = None
 
-    def __call__(self):
+    def __call__(self) -> Any:
         """Take one step, in the caller's stream. Returns what the function returned; from the second call on these are
         the same arrays, overwritten by every call."""
         if self._graph is None:
@@ -235,9 +239,9 @@ class Cuda:
 
     CHANGED_IMAGES = 4096  # of one_pixel.py at a time: fewer would leave most of a large GPU idle
 
-    def __init__(self, xp, loader):
-        self.xp = xp
-        self._loader, self._folder, self._modules = loader, kernel_folder(), {}
+    def __init__(self, xp: Any, loader: Loader) -> None:
+        self.xp, self._loader, self._folder = xp, loader, kernel_folder()
+        self._modules: dict[str, Any] = {}
 
     def _function(self, kernel, types):
         file = _FILE_OF[kernel]
@@ -272,7 +276,7 @@ class Cuda:
 
     def _structure(self, values, struct, what):
         """The struct as CuPy takes it by value: a NumPy array of size one, on the host."""
-        fields = STRUCTS[struct].names
+        fields = STRUCTS[struct].names or ()
         if set(values) != set(fields):
             raise TypeError(f"{what}: {struct} has the fields {', '.join(fields)}, got {', '.join(values)}")
         return np.array(tuple(operator.index(values[field]) for field in fields), STRUCTS[struct])
@@ -330,24 +334,24 @@ class Cuda:
             self._launch("correlate3x3", self._type(x), grid, block, x, w, bias, y, fields | tiles, shared_mem=shared)
         return y
 
-    def conv2d(self, x, w, b, size_out, offset, relu):
+    def conv2d(self, x: Array, w: Array, b: Array | None, size_out: Size, offset: Size, relu: bool) -> Array:
         x, w = self._inputs(x, w)
         epilogue = (_PLAIN if b is None else _BIAS) | (_RELU if relu else _PLAIN)
         b = w if b is None else self._inputs(b)  # an array there must be, though it is not read
         return self._correlate(x, w, b, (len(x), len(w), *size_out), offset, False, epilogue)
 
-    def conv2d_input_grad(self, g, w, size, offset):
+    def conv2d_input_grad(self, g: Array, w: Array, size: Size, offset: Size) -> Array:
         g, w = self._inputs(g, w)
         shape, kernel = (len(g), w.shape[1], *size), w.shape[2:]
         if w.shape[1] > 1:
-            offset = [k - 1 - before for k, before in zip(kernel, offset, strict=True)]
-            return self._correlate(g, w, w, shape, offset, True, _PLAIN)
+            flipped_offset = [k - 1 - before for k, before in zip(kernel, offset, strict=True)]
+            return self._correlate(g, w, w, shape, flipped_offset, True, _PLAIN)
         gx = self.xp.empty(shape, g.dtype)
         fields = _sizes(shape, g.shape, kernel, offset)
         self._per_element("input_grad_one_channel", gx, g, w, gx, fields)
         return gx
 
-    def conv2d_weight_grad(self, x, g, kernel, offset):
+    def conv2d_weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
         x, g = self._inputs(x, g)
         (n, c), (_, o, p, q) = x.shape[:2], g.shape
         shape, fields, t = (o, c, *kernel), _sizes(x.shape, g.shape, kernel, offset), self._type(x)
@@ -360,21 +364,20 @@ class Cuda:
         tiles, shared = _weight_grad_tiles(c, p, q, x.dtype.itemsize)
         blocks = _ceil_div(o, 32) * _ceil_div(c, tiles["block_channels"])
         units = n * _ceil_div(p, tiles["band_rows"]) * _ceil_div(q, tiles["band_columns"])
-        parts = self.xp.empty((min(units, max(1, _WEIGHT_GRAD_BLOCKS // blocks)), *shape), x.dtype)
-        self._launch("weight_grad3x3", t, (blocks, len(parts)), (256,), x, g, parts, fields | tiles, shared_mem=shared)
-        return self._sum_parts(parts)
+        count = min(units, max(1, _WEIGHT_GRAD_BLOCKS // blocks))
+        parts = self.xp.empty((count, *shape) if count > 1 else shape, x.dtype)
+        self._launch("weight_grad3x3", t, (blocks, count), (256,), x, g, parts, fields | tiles, shared_mem=shared)
+        return self._sum_parts(parts) if count > 1 else parts
 
     def _sum_parts(self, parts, bias=None, epilogue=_PLAIN):
         """Sum over the first axis, in order; with a bias and ReLU at the end."""
-        if len(parts) == 1 and epilogue == _PLAIN:
-            return parts[0]
         out = self.xp.empty(parts.shape[1:], parts.dtype)
         sizes = (out.size, len(parts), out.shape[-1], epilogue)
         grid, bias = (_ceil_div(out.size, 32),), parts if bias is None else bias
         self._launch("sum_parts", self._type(parts), grid, (32, 8), parts, bias, out, *sizes)
         return out
 
-    def bias_grad(self, g):
+    def bias_grad(self, g: Array) -> Array:
         g = self._inputs(g)
         n, units = g.shape[:2]
         if not g.size:
@@ -389,42 +392,40 @@ class Cuda:
         tiles = _ceil_div(m, 64) * _ceil_div(n, 64)
         # Adding up parts is one more launch, which pays only where a block would have many terms to go through.
         parts = max(1, min(_ceil_div(k, 128), _PRODUCT_BLOCKS // max(1, tiles))) if k > 256 else 1
-        depth = 16 * _ceil_div(_ceil_div(k, parts), 16)
-        parts = self.xp.empty((_ceil_div(k, depth), m, n), a.dtype)
-        unsplit = len(parts) == 1
-        grid = (_ceil_div(m, 64), _ceil_div(n, 64), len(parts))
-        arguments = (a, b, b if bias is None else bias, parts, m, n, k, depth, epilogue if unsplit else _PLAIN)
+        depth = 16 * max(1, _ceil_div(_ceil_div(k, parts), 16))
+        parts = max(1, _ceil_div(k, depth))  # of no terms one, of zeros
+        out = self.xp.empty((parts, m, n) if parts > 1 else (m, n), a.dtype)
+        grid = (_ceil_div(m, 64), _ceil_div(n, 64), parts)
+        arguments = (a, b, b if bias is None else bias, out, m, n, k, depth, epilogue if parts == 1 else _PLAIN)
         self._launch("product", f"{self._type(a)}, {layout}", grid, (256,), *arguments)
-        return parts[0] if unsplit else self._sum_parts(parts, bias, epilogue)
+        return out if parts == 1 else self._sum_parts(out, bias, epilogue)
 
-    def dense(self, x, w, b, relu):
+    def dense(self, x: Array, w: Array, b: Array, relu: bool) -> Array:
         x, w, b = self._inputs(x, w, b)
         epilogue = _BIAS | _RELU if relu else _BIAS
         return self._product(x, w, len(x), w.shape[1], len(w), "false, false", b, epilogue)
 
-    def dense_input_grad(self, g, w):
+    def dense_input_grad(self, g: Array, w: Array) -> Array:
         g, w = self._inputs(g, w)
         return self._product(g, w, len(g), len(w), w.shape[1], "false, true")
 
-    def dense_weight_grad(self, x, g):
+    def dense_weight_grad(self, x: Array, g: Array) -> Array:
         x, g = self._inputs(x, g)
-        if not len(x):
-            return self.xp.zeros((x.shape[1], g.shape[1]), x.dtype)
         return self._product(x, g, x.shape[1], g.shape[1], len(x), "true, false")
 
-    def relu(self, x):
+    def relu(self, x: Array) -> Array:
         x = self._inputs(x)
         y = self.xp.empty(x.shape, x.dtype)
         self._per_element("relu", x, x, y, x.size, each=4)
         return y
 
-    def relu_grad(self, g, y):
+    def relu_grad(self, g: Array, y: Array) -> Array:
         g, y = self._inputs(g, y)
         gx = self.xp.empty(g.shape, g.dtype)
         self._per_element("relu_grad", g, g, y, gx, g.size, each=4)
         return gx
 
-    def max_pool2d(self, x, size):
+    def max_pool2d(self, x: Array, size: int) -> tuple[Array, Array]:
         x = self._inputs(x)
         n, c, h, w = x.shape
         shape = (n, c, h // size, w // size)
@@ -432,7 +433,7 @@ class Cuda:
         self._launch("max_pool2d", self._type(x), (_ceil_div(n * c, 8),), (32, 8), x, y, winner, n * c, h, w, size)
         return y, winner
 
-    def max_pool2d_grad(self, g, x, y, winner, size, ties):
+    def max_pool2d_grad(self, g: Array, x: Array, y: Array, winner: Array, size: int, ties: str) -> Array:
         g, x, y, winner = self._inputs(g, x, y, winner)
         (n, c, h, w), gx = x.shape, self.xp.empty(x.shape, g.dtype)
         arguments = (g, x, y, winner, gx, n * c, h, w, size, ties == "all")
@@ -441,38 +442,38 @@ class Cuda:
 
     def _rowwise(self, kernel, T, *inputs):
         """A kernel of softmax.cu with inputs and output (N, K)."""
-        inputs = [self._inputs(a) for a in inputs]
-        out = self.xp.empty(inputs[0].shape, inputs[0].dtype)
-        self._per_row(kernel, self._type(out), len(out), *inputs, out, *out.shape, T)
+        ordered = [self._inputs(a) for a in inputs]
+        out = self.xp.empty(ordered[0].shape, ordered[0].dtype)
+        self._per_row(kernel, self._type(out), len(out), *ordered, out, *out.shape, T)
         return out
 
-    def softmax(self, z, T):
+    def softmax(self, z: Array, T: float) -> Array:
         return self._rowwise("softmax", T, z)
 
-    def softmax_grad(self, g, p, T):
+    def softmax_grad(self, g: Array, p: Array, T: float) -> Array:
         return self._rowwise("softmax_grad", T, g, p)
 
-    def log_softmax(self, z, T):
+    def log_softmax(self, z: Array, T: float) -> Array:
         return self._rowwise("log_softmax", T, z)
 
-    def log_softmax_grad(self, g, l, T):  # noqa: E741
+    def log_softmax_grad(self, g: Array, l: Array, T: float) -> Array:  # noqa: E741
         return self._rowwise("log_softmax_grad", T, g, l)
 
-    def cross_entropy(self, z, target, T):
+    def cross_entropy(self, z: Array, target: Array, T: float) -> Array:
         z, target = self._inputs(z), self._labels(target)
         losses = self.xp.empty(len(z), z.dtype)
         types = f"{self._type(z)}, {self._type(target)}"
         self._per_row("cross_entropy", types, len(z), z, target, losses, *z.shape, T)
         return losses
 
-    def cross_entropy_grad(self, g, z, target, T):
-        g, z, target = *self._inputs(g, z), self._labels(target)
+    def cross_entropy_grad(self, g: Array, z: Array, target: Array, T: float) -> Array:
+        (g, z), target = self._inputs(g, z), self._labels(target)
         gz = self.xp.empty(z.shape, z.dtype)
         types = f"{self._type(z)}, {self._type(target)}"
         self._per_row("cross_entropy_grad", types, len(z), g, z, target, gz, *z.shape, T)
         return gz
 
-    def saliency_cotangent(self, z, labels, T, arithmetic):
+    def saliency_cotangent(self, z: Array, labels: Array, T: float, arithmetic: str) -> tuple[Array, Array]:
         z, labels = self._inputs(z), self._labels(labels)
         g, log10_scale = self.xp.empty(z.shape, z.dtype), self.xp.empty(len(z), z.dtype)
         types = f"{self._type(z)}, {self._type(labels)}"
@@ -480,7 +481,7 @@ class Cuda:
         self._per_row("saliency_cotangent", types, len(z), z, labels, g, log10_scale, *scalars)
         return g, log10_scale
 
-    def dropout(self, x, rate, seed, layer, step):
+    def dropout(self, x: Array, rate: float, seed: int, layer: int, step: Step) -> tuple[Array, Any]:
         x = self._inputs(x)
         y, step = self.xp.empty(x.shape, x.dtype), self._scalar(step, np.uint32)
         key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
@@ -488,14 +489,14 @@ class Cuda:
         self._per_element("dropout", x, *arguments, each=4)
         return y, None  # the gradient recomputes the mask
 
-    def dropout_grad(self, g, kept, rate, seed, layer, step):
+    def dropout_grad(self, g: Array, kept: Array, rate: float, seed: int, layer: int, step: Step) -> Array:
         return self.dropout(g, rate, seed, layer, step)[0]
 
-    def nesterov_step(self, w, velocity, g, lr, momentum, l2):
+    def nesterov_step(self, w: Array, velocity: Array, g: Array, lr: Any, momentum: float, l2: float) -> None:
         g, lr = self._inputs(g), self._scalar(lr, w.dtype)
         self._per_element("nesterov_step", w, w, velocity, g, lr, w.size, momentum, 2 * l2)
 
-    def gather(self, data, permutation, step, batch):
+    def gather(self, data: Array, permutation: Array, step: Step, batch: int) -> Array:
         batches = len(permutation) // batch
         if not batches:
             raise ValueError(f"{len(permutation)} samples are less than one batch of {batch}")
@@ -505,24 +506,20 @@ class Cuda:
         self._launch("gather", self._type(data), (batch,), (256 if row_size > 32 else 32,), *arguments)
         return rows
 
-    def take_images(self, x, chosen):
+    def take_images(self, x: Array, chosen: Array) -> Array:
         return self.xp.take(x, chosen, axis=0)
 
-    def advance(self, step):
+    def advance(self, step: Array) -> None:
         self._launch("advance", "", (1,), (1,), step)
 
-    def accumulate(self, total, values):
+    def accumulate(self, total: Array, values: Array) -> None:
         values = self._inputs(values)
         self._launch("accumulate", self._type(values), (1,), (256,), total, values, values.size)
 
-    def equal_sums(self):
-        """A context that changes nothing: here every output is summed in the same order."""
-        return contextlib.nullcontext()
-
-    def in_parallel(self, job, items):
+    def in_parallel(self, job: Callable[[Any], Any], items: Sequence) -> list:
         """[job(item) for every item], one after the other: a single job is to fill the device."""
         return [job(item) for item in items]
 
-    def capture(self, function):
+    def capture(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """A callable that takes the step `function()` once a call, as a CUDA graph with the same bits (see _Replay)."""
         return _Replay(self.xp, function)

@@ -133,18 +133,28 @@ def _mnist_file(name, progress):
         for spelling in (name, name.replace("-idx", ".idx")):  # as some archives unpack it
             for path in (folder / f"{spelling}.gz", folder / spelling):
                 try:
-                    return _parse(name, path.read_bytes())
+                    with open(path, "rb") as file:
+                        return _parse(name, file.read(_most_bytes(name) + 1))
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 except (OSError, DataError) as error:
-                    raise DataError(f"MNIST file {path} {_reason(error)}; replace it: {_where_to_put()}") from error
+                    reason = error if isinstance(error, DataError) else f"cannot be read ({error})"
+                    raise DataError(f"MNIST file {path} {reason}; replace it: {_where_to_put()}") from error
     return _download(name, progress)
+
+
+def data_folder() -> Path | None:
+    """The folder that MINICNN_DATA names, None where it is not set. Raises DataError for ~ without a home."""
+    try:
+        return Path(named).expanduser() if (named := os.environ.get("MINICNN_DATA")) else None
+    except RuntimeError:
+        raise DataError(f"MINICNN_DATA is {named}, and there is no such home folder: set it to a folder") from None
 
 
 def _folders() -> Iterator[Path]:
     """Where the files may lie; the cache is asked for only where the data folder has not all of them."""
-    if data := os.environ.get("MINICNN_DATA"):
-        yield Path(data).expanduser() / "mnist"
+    if own := data_folder():
+        yield own / "mnist"
     yield _cache_folder()
 
 
@@ -157,14 +167,15 @@ def _cache_folder() -> Path:
         raise DataError("no home folder to keep MNIST in: set MINICNN_CACHE, or MINICNN_DATA, to a folder") from None
 
 
+def _most_bytes(name):
+    """More than a file of MNIST has, gzipped or not."""
+    return math.prod(MNIST_FILES[name][0]) + 2**10
+
+
 def _where_to_put():
     unset = "" if os.environ.get("MINICNN_DATA") else "$MINICNN_DATA/mnist (MINICNN_DATA is not set) or in "
     folders = " or in ".join(map(str, _folders()))
     return f"put {', '.join(MNIST_FILES)} (each as it is or as .gz) in {unset}{folders}"
-
-
-def _reason(error):
-    return str(error) if isinstance(error, DataError) else f"cannot be read ({error})"
 
 
 def _gunzip(contents, size):
@@ -190,11 +201,12 @@ def _parse(name, contents):
         if contents and not contents.startswith(b"\0\0"):
             raise DataError(f"is not a sound gzip file, nor an IDX file: it begins with {found}")
         raise DataError(f"has the IDX header {found}, not {header.hex()}")
-    if len(contents) != len(header) + math.prod(shape):
+    if len(contents) > len(header) + math.prod(shape):
+        raise DataError(f"holds more than the {len(header) + math.prod(shape)} bytes that it has uncompressed")
+    if len(contents) < len(header) + math.prod(shape):
         raise DataError(f"holds {len(contents)} bytes uncompressed, not {len(header) + math.prod(shape)}")
-    found = hashlib.sha256(contents).hexdigest()
-    if found != sha256:
-        raise DataError(f"has the wrong SHA-256 {found} uncompressed, not {sha256}")
+    if hashlib.sha256(contents).hexdigest() != sha256:
+        raise DataError("is as long as MNIST's, but its contents are others (another SHA-256)")
     return np.frombuffer(contents, np.uint8, offset=len(header)).reshape(shape)
 
 
@@ -206,8 +218,8 @@ def _download(name, progress):
         try:
             contents = _fetch(url, name, progress)
             array = _parse(name, contents)
-        except Exception as error:  # whatever a mirror does, the next one is tried
-            failures.append(f"{url} {_reason(error)}")
+        except DataError as error:
+            failures.append(f"{url} {error}")
             continue
         _keep(cache / f"{name}.gz", contents)
         return array
@@ -217,9 +229,9 @@ def _download(name, progress):
 def _fetch(url, name, progress):
     """The bytes at `url`; a connection cut short gives fewer of them, which the checks of the file then find.
 
-    Raises DataError for more bytes than the file has uncompressed, and after TOTAL_TIME.
+    Raises DataError for more bytes than the file has uncompressed, after TOTAL_TIME, and for whatever a mirror does.
     """
-    limit, deadline = math.prod(MNIST_FILES[name][0]) + 2**10, time.monotonic() + TOTAL_TIME
+    limit, deadline = _most_bytes(name), time.monotonic() + TOTAL_TIME
     pieces: queue.Queue = queue.Queue(maxsize=16)
     stopped = threading.Event()
 
@@ -247,7 +259,7 @@ def _fetch(url, name, progress):
     try:
         while (piece := pieces.get(timeout=max(0.0, deadline - time.monotonic()))) != b"":
             if isinstance(piece, Exception):
-                raise piece
+                raise DataError(f"cannot be read ({piece})") from piece
             if not isinstance(piece, bytes):
                 total = piece
                 continue

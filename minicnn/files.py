@@ -16,21 +16,21 @@ def write_atomically(path: str | os.PathLike, contents: bytes) -> None:
     A reader sees the old file or the new one. A symbolic link stays, its target is written; a file that was there keeps
     its permissions; a pipe or a device is written to as it is. Raises OSError, which names the file.
     """
-    target = Path(os.path.realpath(path))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        mode = target.stat().st_mode if target.exists() else None
+        mode = os.stat(path).st_mode if os.path.exists(path) else None
         if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            target.write_bytes(contents)
+            Path(path).write_bytes(contents)
             return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(_partial_name(target.name))
         try:
             with open(partial, "xb") as file:
+                if mode is not None:
+                    partial.chmod(stat.S_IMODE(mode))
                 file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())
-            if mode is not None:
-                partial.chmod(stat.S_IMODE(mode))
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -40,7 +40,8 @@ def write_atomically(path: str | os.PathLike, contents: bytes) -> None:
 
 def _partial_name(name: str) -> str:
     """Of no other thread, process or machine; a long name is cut, for file systems have a limit."""
-    return f".{name[:100]}.{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+    name = name.encode(errors="ignore")[:100].decode(errors="ignore")
+    return f".{name}.{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.partial"
 
 
 def _machine() -> str:
@@ -57,10 +58,12 @@ def remove_abandoned(folder: str | os.PathLike) -> None:
 
 
 def _is_running(process: int) -> bool:
+    if os.name != "posix":  # there, signal 0 is Ctrl-C: leave what may be somebody's
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to somebody else
+    except (OSError, OverflowError):  # it belongs to somebody else, or is no process
         return True
     return True

@@ -58,8 +58,8 @@ class Layer:
     def parameters(self) -> dict[str, Tensor]:
         """Name -> Tensor, in the order of the attributes; "LAYER_NAME" for those of a sub-layer, "LIST_0", "DICT_KEY"
         for those in a list, tuple or dict. A Tensor under two names has the first. One that does not require a
-        gradient is saved, loaded and moved, not trained. Raises ValueError where two have the same name, and for one
-        that was computed from others, which no training would reach.
+        gradient is saved, loaded and moved, not trained. Raises ValueError where two have the same name, for one that
+        was computed from others, which no training would reach, and for one that belongs to the class.
         """
         found: dict[str, Tensor] = {}
         names: dict[Tensor, str] = {}
@@ -97,7 +97,10 @@ class Layer:
         """Move the parameters to the device "cpu" or "cuda", in place; returns self. Raises DeviceError."""
         target = backends.get(device)
         for parameter in self.parameters().values():
-            parameter.data, parameter.grad = target.asarray(parameter.data), None
+            moved = target.asarray(parameter.data)
+            if moved is not parameter.data:
+                parameter.data, parameter.version = moved, parameter.version + 1
+            parameter.grad = None
         return self
 
     @reprlib.recursive_repr("...")
@@ -121,6 +124,10 @@ def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple
     elif isinstance(value, Layer):
         if any(value is layer for layer in within):  # a layer may know the one that it is part of
             return
+        for kind in type(value).__mro__:
+            for key, shared in vars(kind).items():
+                if key not in vars(value) and any(_named_tensors(shared, key, [])):
+                    raise ValueError(f"{kind.__name__}.{key} is shared by all layers of the class: make it in __init__")
         for key, attribute in value._attributes().items():
             yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])
     elif isinstance(value, (list, tuple, dict)):

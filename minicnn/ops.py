@@ -6,7 +6,8 @@ N images, C channels, O filters, H rows, W columns, D inputs, U units, K classes
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,10 +21,17 @@ def _functions(array: Any) -> Any:
     return backend.of(array).functions
 
 
-def check_temperature(T: float) -> None:
-    """Raises ValueError unless T > 0, which the paper's Definition 2 leaves unsaid."""
+def check_temperature(T: float, dtype: Any = np.float64) -> None:
+    """Raises ValueError unless T > 0, which the paper's Definition 2 leaves unsaid, and T is finite, both as it is and
+    rounded to the logits' dtype."""
     if not T > 0:
         raise ValueError(f"the temperature T must be positive, got {T}")
+    with np.errstate(all="ignore"):
+        rounded = np.dtype(dtype).type(T)
+    if not 0 < rounded < np.inf:
+        raise ValueError(
+            f"the temperature T must be positive and finite, got {T}, which is {rounded} in {rounded.dtype}"
+        )
 
 
 def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndarray:
@@ -45,11 +53,15 @@ def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndar
 
 
 def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
-    """Compare with a shape in which a string stands for any size. Raises ValueError with both shapes."""
+    """Compare with a shape in which a string stands for any size, N, D and U for none as well. Raises ValueError with
+    both shapes."""
     if len(array.shape) != len(shape) or any(
         isinstance(want, int) and want != have for have, want in zip(array.shape, shape, strict=False)
     ):
         raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {array.shape}")
+    for have, want in zip(array.shape, shape, strict=True):
+        if not have and want in ("C", "H", "W", "O", "kh", "kw", "K"):
+            raise ValueError(f"{name} need {want} > 0, got {array.shape}")
 
 
 def _target(z: Any, target: Any) -> Any:
@@ -86,7 +98,7 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
 
     x (N, C, H, W), w (O, C, kh, kw), b (O,) -> (N, O, H', W'). padding "valid": H' = H - kh + 1; "same": H' = H, for an
     even kernel the extra zeros lie at the bottom and right. relu=True gives max(y, 0). Raises ValueError for other
-    shapes, an unknown padding, or a kernel larger than the image.
+    shapes, for dimensions of 0 but N, for an unknown padding, and for a kernel larger than the image.
 
     >>> from minicnn import Tensor
     >>> conv2d(Tensor(np.arange(9.0).reshape(1, 1, 3, 3)), Tensor(np.ones((1, 1, 2, 2))), Tensor([0.5])).data
@@ -161,12 +173,19 @@ def max_pool2d(x: Array, size: int = 2, ties: str = "first") -> ValueAndPullback
     return y, (lambda g: f.max_pool2d_grad(g, x, y, winner, size, ties),)
 
 
+def _check_counter(name: str, number: Any, bits: int) -> None:
+    """Raises TypeError or ValueError unless this is an integer of so many bits without sign, or lives on a device."""
+    if isinstance(number, (int, float, np.generic)) and not 0 <= operator.index(cast(int, number)) < 2**bits:
+        raise ValueError(f"the {name} of dropout must be at least 0 and below 2^{bits}, got {number}")
+
+
 @op
 def dropout(x: Array, rate: float, seed: int, layer: int, step: Any) -> ValueAndPullbacks:
     """Inverted dropout: each element is 0 with probability `rate`, else multiplied by 1 / (1 - rate).
 
     x any shape, rate in [0, 1). The mask is that of Philox4x32-10 for (seed, layer, step), the same bits on every
-    backend; step is an int or a uint32 array of one that lives on the device. Raises ValueError for another rate.
+    backend; seed is below 2^64, layer and step are below 2^32, step an int or a uint32 array of one that lives on the
+    device. Raises ValueError for another rate, and for an int that is negative or too large.
 
     >>> from minicnn import Tensor
     >>> dropout(Tensor([1.0, 2.0, 3.0, 4.0]), rate=0.5, seed=0, layer=0, step=0).data
@@ -174,6 +193,9 @@ def dropout(x: Array, rate: float, seed: int, layer: int, step: Any) -> ValueAnd
     """
     if not 0 <= rate < 1:
         raise ValueError(f"the dropout rate must be at least 0 and below 1, got {rate}")
+    _check_counter("seed", seed, 64)
+    _check_counter("layer", layer, 32)
+    _check_counter("step", step, 32)
     f = _functions(x)
     y, kept = f.dropout(x, rate, seed, layer, step)
     return y, (lambda g: f.dropout_grad(g, kept, rate, seed, layer, step),)
@@ -187,7 +209,7 @@ def softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
     >>> softmax(Tensor([[20.0, 0.0]])).data.round(3), softmax(Tensor([[20.0, 0.0]]), T=20).data.round(3)
     (array([[1., 0.]]), array([[0.731, 0.269]]))
     """
-    check_temperature(T)
+    check_temperature(T, z.dtype)
     _check_shape("logits", z, ("N", "K"))
     f = _functions(z)
     p = f.softmax(z, T)
@@ -197,7 +219,7 @@ def softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
 @op
 def log_softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
     """Logarithm of equation (2), which does not underflow. z (N, K) -> (N, K). Raises ValueError unless T > 0."""
-    check_temperature(T)
+    check_temperature(T, z.dtype)
     _check_shape("logits", z, ("N", "K"))
     f = _functions(z)
     log_p = f.log_softmax(z, T)
@@ -218,7 +240,7 @@ def cross_entropy(z: Array, target: Any, T: float = 1.0) -> ValueAndPullbacks:
     array([[ 0.44, -0.44],
            [-0.25,  0.25]])
     """
-    check_temperature(T)
+    check_temperature(T, z.dtype)
     target = _target(z, target)
     f = _functions(z)
     return f.cross_entropy(z, target, T), (lambda g: f.cross_entropy_grad(g, z, target, T),)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +36,7 @@ class Recipe:
     penalty, which names parameters.
 
     temperature T > 0 inside the softmax of the loss; l2: parameter name -> coefficient of sum(w^2) in the loss;
-    batch: samples a step, a last partial batch is dropped; seed: of shuffling and of dropout.
+    batch: samples a step, a last partial batch is dropped; seed, below 2^64: of shuffling and of dropout.
     """
 
     temperature: float = 1.0
@@ -50,11 +52,20 @@ class Recipe:
         for name in ("learning_rate", "batch", "epochs"):
             if not getattr(self, name) > 0:
                 raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
+            if getattr(self, name) == math.inf:
+                raise TrainingError(f"{name} must be finite, got inf")
+        for name in ("batch", "epochs", "seed"):
+            if not isinstance(getattr(self, name), (int, np.integer)):
+                raise TrainingError(f"{name} must be an integer, got {getattr(self, name)!r}")
+        if not 0 <= self.seed < 2**64:
+            raise TrainingError(f"seed must be at least 0 and below 2^64, got {self.seed}")
         if not 0 <= self.momentum < 1:
             raise TrainingError(f"momentum must be at least 0 and below 1, got {self.momentum}")
         for name, coefficient in self.l2.items():
             if not coefficient >= 0:
                 raise TrainingError(f"the l2 of {name} must be at least 0, got {coefficient}")
+            if coefficient == math.inf:
+                raise TrainingError(f"the l2 of {name} must be finite, got inf")
 
 
 def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int = 256) -> np.ndarray:
@@ -85,6 +96,7 @@ def correct(network: Layer, images: Any, labels: Any, chunk: int = 256) -> np.nd
 def evaluate(network: Layer, images: Any, labels: Any, T: float = 1.0) -> tuple[float, float]:
     """(accuracy in [0, 1], mean cross-entropy at temperature T in nats) on images as for predict, labels (N,)."""
     logits = predict(network, images)
+    check_temperature(T, logits.dtype)
     labels = check_labels(labels, *logits.shape)
     losses = backend.get("cpu").functions.cross_entropy(logits, labels, T)
     return float((logits.argmax(axis=1) == labels).mean()), float(losses.mean(dtype=np.float64))
@@ -95,7 +107,7 @@ def distilled_labels(teacher: Layer, images: Any, T: float, dropout: int | None 
 
     dropout: None as Papernot et al. (2016) have it, or a seed: with masks on, as the author computed them.
     """
-    check_temperature(T)
+    check_temperature(T, teacher.dtype)
     return backend.get("cpu").functions.softmax(predict(teacher, images, dropout=dropout), T)
 
 
@@ -117,6 +129,9 @@ class _Run:
         self.network, self.recipe = network, recipe
         self.images = self.device.asarray(images, dtype=dtype)
         self.targets = self.device.asarray(targets, dtype=np.int32 if targets.dtype.kind in "iu" else dtype)
+        for name, values in (("images", self.images), ("targets", self.targets)):
+            if not bool(xp.isfinite(values).all()):
+                raise TrainingError(f"the {name} hold values that are no finite numbers")
         self.order = self.device.asarray(np.arange(len(images)), dtype=np.int32)
         self.counter, self.total_loss = xp.zeros(1, np.uint32), xp.zeros(1, np.float64)
         mean = xp.full(recipe.batch, 1 / recipe.batch, dtype)
@@ -148,44 +163,114 @@ class _Run:
             if done % STEPS_BETWEEN_CHECKS == 0 or done == self.steps_per_epoch:
                 loss = float(self.total_loss[0]) / (done * self.recipe.batch)
                 if not loss < DIVERGED:
+                    larger = " or a larger temperature" if self.recipe.temperature < 1 else ""
                     raise TrainingError(
                         f"training diverged in epoch {epoch + 1}, step {done}: mean loss {loss:g}; "
-                        f"a learning rate below {self.recipe.learning_rate:g} may help"
+                        f"a learning rate below {self.recipe.learning_rate:g}{larger} may help"
                     )
             on_step(done, self.steps_per_epoch)
         return loss
 
 
-def _fingerprint(recipe: Recipe, network: Layer, images: Any, targets: Any) -> str:
+def _check_temperature_teaches(network: Layer, images: Any, targets: np.ndarray, recipe: Recipe) -> None:
+    """Raises TrainingError where the temperature makes the loss of the first batch so large that training would count
+    as diverged, or all its probabilities equal, which at T = 1 they are not."""
+    functions, T = backend.get("cpu").functions, recipe.temperature
+    logits = predict(network, images[: recipe.batch])
+    target = targets[: recipe.batch]
+    if target.ndim == 2:
+        target = target.astype(logits.dtype)
+    with np.errstate(all="ignore"):
+        loss, at_1 = (float(functions.cross_entropy(logits, target, t).mean(dtype=np.float64)) for t in (T, 1.0))
+        spread, spread_at_1 = (np.ptp(functions.softmax(logits, t)) for t in (T, 1.0))
+    if not loss < DIVERGED and at_1 < DIVERGED:
+        raise TrainingError(
+            f"at temperature {T:g} the untrained network's loss is {loss:g} already, at 1 it is {at_1:g}: "
+            "nothing can be learnt, choose a larger temperature"
+        )
+    if spread == 0 < spread_at_1:
+        raise TrainingError(
+            f"at temperature {T:g} all classes have the same probability to the last bit of {logits.dtype}: "
+            "nothing can be learnt, choose a smaller temperature"
+        )
+
+
+def _identity(function: Callable) -> str:
+    """The name of a function, and a digest of its code where it has any: what it closes over does not count."""
+    name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return name
+    constants = [c for c in code.co_consts if not hasattr(c, "co_code")]  # whose text holds an address
+    text = repr((code.co_code, constants, code.co_names, function.__defaults__))
+    return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _fingerprint(recipe: Recipe, network: Layer, images: Any, targets: Any, loss: Callable | None) -> str:
     """What makes two runs the same up to their number of epochs."""
     digest = hashlib.sha256()
     for array in (images, targets, *get_weights(network).values()):
         digest.update(np.ascontiguousarray(array).data)
     settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "epochs"}
-    return json.dumps(settings | {"data_and_initial_weights": digest.hexdigest()}, sort_keys=True)
+    settings |= {"loss": _identity(loss) if loss else "cross_entropy", "data_and_initial_weights": digest.hexdigest()}
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))  # the address of an object of one's own
+    settings["network"] = hashlib.sha256(layers.encode()).hexdigest()
+    return json.dumps(settings, sort_keys=True, default=lambda number: number.item())
 
 
-def _resume(path: str | Path, run: _Run, fingerprint: str) -> list[dict]:
-    """Load a checkpoint into the run; returns its history. Raises TrainingError where it is of another run."""
+DIGESTS = {"data_and_initial_weights": "other data or initial weights", "network": "another network"}
+
+
+def _resume(path: str | Path, run: _Run, fingerprint: str, fields: set[str]) -> list[dict]:
+    """Load a checkpoint into the run; returns its history. Raises TrainingError where it is of another run or where
+    anything in it does not fit the run; the network is then unchanged. fields: the names in a row of the history."""
+
+    def refuse(why: str) -> TrainingError:
+        return TrainingError(f"{path} {why}: remove it or choose another folder")
+
     state = load_npz(path)
     try:
-        saved, history = str(state.pop("fingerprint")), json.loads(str(state.pop("history")))
+        saved, history = (json.loads(str(state.pop(name))) for name in ("fingerprint", "history"))
     except (KeyError, ValueError):
-        raise TrainingError(f"{path} is no checkpoint of this program: remove it or choose another folder") from None
-    if saved != fingerprint:
-        old, new = json.loads(saved), json.loads(fingerprint)
-        differ = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in new if old.get(k) != new[k])
-        raise TrainingError(f"{path} is the checkpoint of another run ({differ}): remove it or choose another folder")
-    weights, velocity = (
-        {name.removeprefix(kind): array for name, array in state.items() if name.startswith(kind)}
-        for kind in ("weights/", "velocity/")
-    )
-    if set(velocity) != set(run.optimiser.velocity):
-        raise TrainingError(f"{path} lacks the momentum of some parameters: remove it or choose another folder")
-    set_weights(run.network, weights, source=path)
-    for name, values in velocity.items():
-        run.optimiser.velocity[name][...] = run.device.asarray(values)
+        raise refuse("is no checkpoint of this program") from None
+    now = json.loads(fingerprint)
+    if not isinstance(saved, dict):
+        raise refuse("is no checkpoint of this program")
+    if saved != now:
+        differ = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+        words = [DIGESTS.get(name) or f"{name}: {saved.get(name)} there, {now.get(name)} now" for name in differ]
+        raise refuse(f"is the checkpoint of another run ({', '.join(words)})")
+    if not _is_history(history, fields):
+        raise refuse(f"has no history of epochs with {', '.join(sorted(fields))}")
+    if len(history) > run.recipe.epochs:
+        raise TrainingError(
+            f"{path} holds {len(history)} epochs, {run.recipe.epochs} are asked for: ask for as many or remove it"
+        )
+    parts = {"weights": get_weights(run.network), "velocity": run.optimiser.velocity}
+    expected = {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+    for name in sorted({*state, *expected}):
+        if name not in state or name not in expected:
+            raise refuse(f"{'lacks' if name in expected else 'has an unknown'} {name}")
+        found, want = state[name], expected[name]
+        if (found.shape, found.dtype) != (want.shape, want.dtype):
+            raise refuse(f"has {name} as {found.dtype}{found.shape}, this run as {want.dtype}{want.shape}")
+        if not np.isfinite(found).all():
+            raise refuse(f"has values in {name} that are no finite numbers")
+    set_weights(run.network, {name: state[f"weights/{name}"] for name in parts["weights"]}, source=path)
+    for name, velocity in run.optimiser.velocity.items():
+        velocity[...] = run.device.asarray(state[f"velocity/{name}"])
     return history
+
+
+def _is_history(history: Any, fields: set[str]) -> bool:
+    """Whether this is a list of rows with these fields, all numbers, one an epoch from 1 on."""
+    return (
+        isinstance(history, list)
+        and all(isinstance(row, dict) and set(row) == fields for row in history)
+        and all(isinstance(value, (int, float)) for row in history for value in row.values())
+        and all(math.isfinite(row["train_loss"]) and row["seconds"] >= 0 for row in history)
+        and [row["epoch"] for row in history] == list(range(1, len(history) + 1))
+    )
 
 
 def fit(
@@ -208,27 +293,36 @@ def fit(
     graph=False runs each step by itself where CUDA would replay a captured one: the same bits, slower; a layer or loss
     of your own needs it where it computes on CUDA what cannot be captured, a matrix product or an indexing by arrays.
     loss(logits, targets) -> (N,), a function of the batch's Tensor and its raw targets; by default the cross-entropy at
-    the recipe's temperature, and then targets are checked first.
+    the recipe's temperature, and then targets are checked first. A checkpoint knows a loss by its name and its code,
+    and a network by its repr: not what a function closes over, nor the code of a layer.
     Returns the history: a dict per epoch with epoch, train_loss (with dropout, at T, without the penalty), for each
     held-out set NAME_accuracy and NAME_loss, and seconds (training and evaluation).
-    Raises TrainingError for too few samples, for divergence, and for a checkpoint of another run; ValueError for labels
-    that fit neither the images nor the network.
+    Raises TrainingError for too few samples, for images that are no finite numbers, for a temperature at which nothing
+    can be learnt, for divergence, and for a checkpoint that is of another run, does not fit this one, or holds more
+    epochs than are asked for; ValueError for labels that fit neither the images nor the network.
     """
     targets = backend.to_host(targets)
     if len(images) != len(targets):
         raise TrainingError(f"{len(images)} images and {len(targets)} targets: each image needs one")
     if len(images) < recipe.batch:
         raise TrainingError(f"{len(images)} samples are less than one batch of {recipe.batch}")
+    fingerprint = _fingerprint(recipe, network, images, targets, loss)
+    default = loss is None
     if loss is None:
+        check_temperature(recipe.temperature, network.dtype)
         if targets.ndim != 2:
             check_labels(targets, len(images), predict(network, images[:1]).shape[1])
 
         def loss(z: Tensor, target: Any) -> Tensor:
             return cross_entropy(z, target, T=recipe.temperature)
 
-    fingerprint = _fingerprint(recipe, network, images, targets)
     run = _Run(network, images, targets, recipe, loss, graph)
-    history = _resume(checkpoint, run, fingerprint) if checkpoint and Path(checkpoint).exists() else []
+    history = []
+    if checkpoint and Path(checkpoint).exists():
+        held = {f"{name}_{what}" for name in held_out or {} for what in ("accuracy", "loss")}
+        history = _resume(checkpoint, run, fingerprint, {"epoch", "train_loss", "seconds"} | held)
+    elif default:
+        _check_temperature_teaches(network, images, targets, recipe)
     for epoch in range(len(history), recipe.epochs):
         start = time.perf_counter()
         row = {"epoch": epoch + 1, "train_loss": run.epoch(epoch, on_step or (lambda done, steps: None))}

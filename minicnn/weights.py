@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from minicnn.files import write_atomically
 from minicnn.layers import Layer, Self
 
 Path = str | os.PathLike
+
+LIMIT = 2**28  # bytes of a file and of its arrays; a checkpoint of the paper's network has 3 MB
+TRAINED_AT = "temperature"  # beside the weights in a file
 
 
 class WeightsError(ValueError):
@@ -30,22 +34,45 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read what save_npz wrote: name -> array. Raises WeightsError for a missing or damaged file."""
+def load_npz(path: Path, limit: int = LIMIT) -> dict[str, np.ndarray]:
+    """Read what save_npz wrote: name -> array.
+
+    Raises WeightsError for a file that is missing, damaged, or larger than `limit` bytes, on disk or inflated; OSError,
+    which names the file, where it is not the file's fault that it cannot be read.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = {}
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    arrays[member.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
-            return arrays
+        with open(path, "rb") as file:
+            contents = file.read(limit + 1)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such weight file") from None
-    except MemoryError:
+    except IsADirectoryError:
+        raise WeightsError(f"{path}: not a readable .npz file of arrays (a folder): replace it") from None
+    try:
+        if len(contents) > limit:
+            raise WeightsError(f"{path}: larger than {limit} bytes, which is more than it can have: replace it")
+        with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > limit:
+                raise WeightsError(f"{path}: inflates to more than {limit} bytes, more than it can have: replace it")
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+    except (WeightsError, MemoryError):
         raise
     except Exception as error:  # damaged bytes raise whatever NumPy, zipfile, zlib or tokenize stumble over
         reason = type(error).__name__  # NumPy's text recommends unpickling what it cannot read
         raise WeightsError(f"{path}: not a readable .npz file of arrays ({reason}): replace it") from None
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """The array in an .npy file of an archive. Neither the header's word is taken for the memory that it needs, as
+    numpy.load does, nor the directory's, as ZipFile.read does."""
+    with archive.open(member) as compressed:
+        contents = compressed.read(member.file_size)
+    file = io.BytesIO(contents)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, columns_first, dtype = readers[np.lib.format.read_magic(file)](file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(contents) - file.tell():
+        raise ValueError("no array of plain numbers or text that fits its header")
+    return np.ndarray(shape, dtype, contents, file.tell(), order="F" if columns_first else "C").copy()
 
 
 def _orientation(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -81,14 +108,39 @@ def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path =
         parameter = parameters[name]
         values = np.ascontiguousarray(values, dtype=parameter.dtype).reshape(parameter.shape)
         parameter.data[...] = backend.of(parameter.data).asarray(values)
+        parameter.version += 1
     return network
 
 
-def save_weights(network: Layer, path: Path) -> None:
-    """Write the network's weights as .npz (atomically)."""
-    save_npz(path, get_weights(network))
+def save_weights(network: Layer, path: Path, temperature: float | None = None) -> None:
+    """Write the network's weights as .npz (atomically), and the temperature that it was trained at, if that is known.
+
+    Raises WeightsError where a parameter has the name under which that stands.
+    """
+    weights = get_weights(network)
+    if TRAINED_AT in weights:
+        raise WeightsError(f"{path}: {TRAINED_AT!r} stands for the temperature in weight files, not for a parameter")
+    save_npz(path, weights if temperature is None else weights | {TRAINED_AT: np.array(float(temperature))})
 
 
 def load_weights(network: Self, path: Path) -> Self:
     """Set the network's parameters from an .npz file; returns the network. Raises WeightsError."""
-    return set_weights(network, load_npz(path), source=path)
+    weights = load_npz(path, _limit(network))
+    weights.pop(TRAINED_AT, None)
+    return set_weights(network, weights, source=path)
+
+
+def trained_at(path: Path, limit: int = LIMIT) -> float | None:
+    """The temperature that the network in a weight file was trained at; None where the file does not say. limit: as for
+    load_npz. Raises WeightsError."""
+    temperature = load_npz(path, limit).get(TRAINED_AT)
+    if temperature is None:
+        return None
+    if temperature.shape != () or temperature.dtype.kind != "f" or not 0 < temperature < math.inf:
+        raise WeightsError(f"{path}: {TRAINED_AT} is no temperature: replace it")
+    return float(temperature)
+
+
+def _limit(network: Layer) -> int:
+    """Bytes that a weight file of the network can have: float64, and what names and headers take."""
+    return sum(8 * p.data.size + 2**12 for p in network.parameters().values()) + 2**16

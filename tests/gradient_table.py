@@ -330,6 +330,8 @@ def print_backend(name):
                 failed += not r.passed
                 replaced = f"{r.replaced} of {r.replaced + r.directions}" if r.directions else ""
                 verdict = "ok" if r.passed else "FAILED"
+                if r.entry_error > gradcheck.ENTRY_TOLERANCE:
+                    verdict += f", an entry by {r.entry_error:.1e}"
                 print(LINE.format(operation, r.argument, r.dtype, name, f"{r.error:.1e}", replaced, verdict))
         except gradcheck.VacuousCheck as error:
             failed += 1

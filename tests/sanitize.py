@@ -1,7 +1,8 @@
-"""Run the tests of the CUDA sources under sanitizers: python -m tests.sanitize [address] [thread] [pytest arguments].
+"""Run the tests of the kernels' sources under sanitizers: python -m tests.sanitize [address] [thread] [arguments].
 
-The kernels are built with AddressSanitizer + UndefinedBehaviorSanitizer, or with ThreadSanitizer, whose library has to
-be loaded before the interpreter: so the tests run in a process for each, side by side. Without a name it is both.
+The kernels, those in CUDA on the emulator and those in C, are built with AddressSanitizer + UndefinedBehaviorSanitizer,
+or with ThreadSanitizer, whose library has to be loaded before the interpreter: so the tests run in a process for each,
+side by side. Without a name it is both; other arguments are pytest's.
 """
 
 import os
@@ -15,10 +16,22 @@ from tests.cuda_on_cpu import emulator
 # The tests that launch kernels, without those that launch the same kernels again and take minutes when instrumented.
 FILES = tuple(
     f"tests/{name}.py"
-    for name in ("test_cuda", "test_ops", "test_backend", "test_gradcheck", "test_training", "paper/test_saliency")
+    for name in (
+        "test_compiled",
+        "test_cuda",
+        "test_ops",
+        "test_backend",
+        "test_gradcheck",
+        "test_training",
+        "paper/test_saliency",
+    )
 )
-SELECTED = "cuda_on_cpu and not paper_cnn and not 5x5 and not ten_thousand"
+SELECTED = "cuda_on_cpu and not paper_cnn and not 5x5 and not ten_thousand or conv2d and compiled"
 
+C_FLAGS = {
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
+    "thread": ("-fsanitize=thread",),
+}
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +63,7 @@ def run(sanitizer, *arguments, **options):
     environment = os.environ | {
         "LD_PRELOAD": library(sanitizer),
         "CUDA_ON_CPU_SANITIZE": sanitizer,
+        "CC": " ".join([os.environ.get("CC", "gcc"), *C_FLAGS[sanitizer]]),
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",

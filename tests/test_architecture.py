@@ -53,6 +53,13 @@ def below(name, arrows):
     return reached
 
 
+def test_no_check_hangs_on_an_assert():
+    """python -O leaves them out."""
+    for name, path in PATHS.items():
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        assert not any(isinstance(node, ast.Assert) for node in nodes), name
+
+
 def test_imports_have_no_circle():
     assert len(IMPORTS) > 30 and IMPORTS["minicnn.backend"] == {"minicnn.cpu", "minicnn.cuda"}
     list(graphlib.TopologicalSorter(IMPORTS).static_order())  # raises CycleError

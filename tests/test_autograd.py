@@ -9,6 +9,9 @@ import pytest
 
 from minicnn.autograd import Tensor, grad, no_grad, op
 from minicnn.backend import to_host
+from minicnn.optim import NesterovSGD
+from minicnn.weights import get_weights, set_weights
+from tests.conftest import dense_network
 
 
 def leaf(values, dtype=np.float64):
@@ -228,6 +231,163 @@ def test_op_with_pullbacks_that_are_no_tuple():
 
     with pytest.raises(TypeError, match=r"comma_forgotten: its pullbacks must be a tuple, \(pullback,\) with a comma"):
         comma_forgotten(leaf(1.0))
+
+
+def test_op_with_a_result_that_is_no_value_and_pullbacks():
+    for result in (1.0, np.ones(3), (np.ones(3),)):
+        broken = op(lambda a, result=result: result)
+        with pytest.raises(TypeError, match=r"<lambda> must return \(value, pullbacks\)"):
+            broken(leaf(1.0))
+    with pytest.raises(TypeError, match="<lambda>: its value must be an array, got float"):
+        op(lambda a: (1.0, ()))(1.0)
+
+
+CHANGES = {
+    "an optimiser's step": lambda network, w: NesterovSGD(network.parameters(), 0.1).step(),
+    "set_weights": lambda network, w: set_weights(network, get_weights(network)),
+    "in place": lambda network, w: setattr(w, "data", operator.iadd(w.data, 1)),
+    "by hand": lambda network, w: setattr(w, "version", w.version + 1),
+}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_backward_refuses_data_changed_since_the_forward_pass(device, change, trained):
+    """Of a parameter, and of a constant on the way to what is trained; no gradient is touched, and forward mends it."""
+    network, x = dense_network(dtype=np.float64).to(device.name), Tensor(device.asarray(np.ones((2, 12))), trained)
+    w = network.parameters()["classes_W"]
+    w.requires_grad = trained
+    for parameter in network.parameters().values():
+        parameter.grad = device.xp.zeros_like(parameter.data)
+    before = network(x).sum()
+    change(network, w)
+    for backward in (before.backward, lambda: grad(before, [network.parameters()["hidden_W"]])):
+        with pytest.raises(ValueError, match=r"changed between forward and backward, .* call forward again$"):
+            backward()
+    assert not any(to_host(p.grad).any() for p in network.parameters().values() if p.grad is not None)
+    network(x).sum().backward()
+
+
+def test_backward_refuses_parameters_moved_since_the_forward_pass(device):
+    network = dense_network()
+    y = network(Tensor(np.ones((2, 12), np.float32))).sum()
+    network.to(device.name)
+    if device.name == "cpu":
+        y.backward()  # they have not moved
+    else:
+        with pytest.raises(ValueError, match=r"changed between forward and backward, .* \.to\(\)"):
+            y.backward()
+
+
+def test_backward_refuses_a_hidden_value_changed_in_place():
+    x = leaf([1.0, 2.0])
+    y = x.exp()
+    y.data *= 2
+    with pytest.raises(ValueError, match=r"the data \(2,\) of a Tensor changed"):
+        y.sum().backward()
+
+
+def test_backward_takes_data_that_was_replaced():
+    """The graph keeps the array that it was made with."""
+    x = leaf([1.0, 2.0])
+    y = (x * x).sum()
+    x.data = np.array([5.0, 5.0])
+    y.backward()
+    assert x.grad.tolist() == [2, 4]
+
+
+ALIASES = {
+    "the leaf itself": lambda x: x,
+    "reshape": lambda x: x.reshape(3, 2),
+    "transpose": lambda x: x.T,
+    "a pullback that returns its cotangent": op(lambda a: (a * 1, (lambda g: g,))),
+    "a pullback that returns a part of it": op(lambda a: (np.stack([a, a]), (lambda g: g[0],))),
+}
+
+
+@pytest.mark.parametrize("function", ALIASES.values(), ids=ALIASES)
+def test_gradients_are_no_one_else_s_arrays(function):
+    x = leaf([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    y = function(x)
+    cotangent = np.ones(y.shape)
+    y.backward(cotangent)
+    (by_grad,) = grad(y, [x], cotangent)
+    for gradient in (x.grad, by_grad):
+        assert gradient.tolist() == [[1] * 3] * 2
+        gradient *= 7
+    assert (cotangent == 1).all() and x.data[1, 2] == 6
+
+
+def test_gradients_of_two_leaves_are_two_arrays(device):
+    a, b = (Tensor(device.asarray(np.ones(3)), requires_grad=True) for _ in range(2))
+    both = op(lambda a, b: (a + b, (lambda g: g, lambda g: g)))
+    both(a, b).sum().backward()
+    a.grad += 1
+    assert to_host(a.grad).tolist() == [2] * 3 and to_host(b.grad).tolist() == [1] * 3
+
+
+def test_gradients_of_hidden_tensors_are_arrays_of_their_own():
+    x = leaf([1.0, 2.0])
+    y = x.reshape(2, 1)
+    for g in grad(y.reshape(1, 2), [x, y], np.ones((1, 2))):
+        assert g.tolist() in ([1, 1], [[1], [1]])
+        g += 1
+
+
+def test_operations_underflow_whatever_numpy_is_told():
+    """1e-30 squared is no float32: 0, and no error for one who wants errors of other things."""
+    x = leaf([1e-30, 1.0], np.float32)
+    with np.errstate(all="raise"):
+        y = x * x * x
+        y.sum().backward()
+        (x.exp() @ x).backward()
+        with pytest.raises(FloatingPointError):
+            x / (x - x)
+    assert y.data.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("power", [0, 0.0, np.zeros(4)], ids=str)
+def test_tensor_power_of_0_has_the_gradient_0(device, power):
+    """x ** 0 is 1 for every x, as in PyTorch: also at 0, where 0 times 0 ** -1 would be NaN."""
+    x = Tensor(device.asarray(np.array([0.0, 2.0, np.inf, np.nan])), requires_grad=True)
+    y = x ** (device.asarray(power) if isinstance(power, np.ndarray) else power)
+    y.sum().backward()
+    assert to_host(y.data).tolist() == [1] * 4 and to_host(x.grad).tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_tensor_division_by_numbers_whose_square_is_no_float(size):
+    """d(a/b)/db = -(a/b)/b, not -a/(b b)."""
+    a, b = leaf(size), leaf(size)
+    (a / b).backward()
+    assert b.grad == -1 / size == -a.grad
+    b.grad = None
+    (size / b).backward()
+    assert b.grad == -1 / size
+
+
+@pytest.mark.parametrize(
+    "call", [lambda x: x.sum(axis=0), lambda x: x.mean(axis=0), lambda x: x.max(axis=0), lambda x: x.transpose(0)]
+)
+def test_tensor_without_axes_has_no_axis_0(call):
+    with pytest.raises(ValueError, match="axis 0 is out of bounds for array of dimension 0|axes don't match array"):
+        call(leaf(1.0))
+
+
+def test_tensor_index_by_an_empty_list():
+    x = leaf([1.0, 2.0])
+    y = x[[]]
+    y.sum().backward()
+    assert y.shape == (0,) and x.grad.tolist() == [0, 0]
+
+
+def test_tensor_max_gives_nan_to_the_first_nan(device):
+    """As PyTorch: NaN is larger than any number."""
+    values = np.array([[1.0, np.nan, np.nan], [np.inf, 2, np.nan]])
+    x = Tensor(device.asarray(values), requires_grad=True)
+    y = x.max(axis=1)
+    y.sum().backward()
+    assert np.isnan(to_host(y.data)).all() and to_host(x.grad).tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
 def test_op_loses_no_gradient_in_silence():

@@ -244,12 +244,6 @@ def test_launch_for_ten_thousand_images_gives_each_the_bits_that_it_has_in_a_sma
         assert np.array_equal(f.xp.asnumpy(operation(x)[-few:]), f.xp.asnumpy(operation(x[-few:])))
 
 
-def test_gather_of_less_than_one_batch_is_refused(functions):
-    (data,) = noise(functions, (2, 3))
-    with pytest.raises(ValueError, match="2 samples are less than one batch of 3"):
-        functions.gather(data, functions.xp.asarray(np.arange(2, dtype=np.int32)), 0, 3)
-
-
 def test_cross_entropy_of_a_label_out_of_range_is_nan(functions):
     """A kernel cannot raise: training sees the loss."""
     xp = functions.xp

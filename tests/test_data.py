@@ -7,6 +7,8 @@ import os
 import struct
 import sys
 import threading
+import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from minicnn import data
 from minicnn.data import DataError, load
+from tests.test_files import run_and_measure
 
 MNIST = Path(os.environ.get("MINICNN_DATA", ""), "mnist")
 needs_mnist = pytest.mark.skipif(
@@ -268,6 +271,15 @@ def test_mnist_from_a_data_folder_below_the_home(files, cache, arrays, monkeypat
     assert_loads(arrays)
 
 
+def test_mnist_below_the_home_of_nobody(files, cache, monkeypatch):
+    put(cache, files)
+    monkeypatch.setenv("MINICNN_DATA", "~no-such-user/data")
+    assert refusal().startswith("MINICNN_DATA is ~no-such-user/data, and there is no such home folder")
+    monkeypatch.delenv("MINICNN_DATA")
+    monkeypatch.setenv("MINICNN_CACHE", "~no-such-user/cache")
+    assert refusal().startswith("no home folder to keep MNIST in")
+
+
 def test_mnist_without_a_home(files, folder, arrays, monkeypatch):
     """Nothing is asked of a home where all files are in the data folder."""
     for name in ("MINICNN_CACHE", "XDG_CACHE_HOME"):
@@ -293,9 +305,9 @@ def test_mnist_default_cache(files, arrays, monkeypatch, tmp_path, variable, bel
 
 
 DAMAGE = {
-    "wrong sum": (NAME, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "has the wrong SHA-256"),
+    "wrong sum": (NAME, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "its contents are others"),
     "short": (NAME, lambda raw: raw[:-1], "holds 3935 bytes uncompressed, not 3936"),
-    "long": (NAME, lambda raw: raw + b"\0", "holds 3937 bytes uncompressed, not 3936"),
+    "long": (NAME, lambda raw: raw + b"\0", "holds more than the 3936 bytes that it has uncompressed"),
     "bad magic": (LABELS, lambda raw: b"\0\0\x09\x01" + raw[4:], "IDX header 0000090100000005, not 0000080100000005"),
     "bad count": (LABELS, lambda raw: raw[:7] + b"\x06" + raw[8:], "header 0000080100000006, not 0000080100000005"),
     "empty": (LABELS, lambda raw: b"", "header (empty), not 0000080100000005"),
@@ -307,10 +319,18 @@ DAMAGE = {
         "is not a sound gzip file, nor an IDX file: it begins with 3c6874",
     ),
     "a gzip bomb": (f"{NAME}.gz", lambda raw: gzip.compress(bytes(10**7)), "has the IDX header 00000000"),
-    "a gzip bomb with a header": (f"{NAME}.gz", lambda raw: gzip.compress(raw + bytes(10**7)), "holds 3937 bytes"),
+    "a gzip bomb with a header": (
+        f"{NAME}.gz",
+        lambda raw: gzip.compress(raw + bytes(10**7)),
+        "holds more than the 3936 bytes",
+    ),
     "wrong gz checksum": (f"{NAME}.gz", lambda raw: gzip.compress(raw)[:-6] + b"abcdef", "is not a sound gzip file"),
     "bad gz block": (f"{NAME}.gz", lambda raw: gzip.compress(raw)[:10] + b"\xff" * 99, "is not a sound gzip file"),
-    "wrong sum in gz": (f"{NAME}.gz", lambda raw: gzip.compress(raw[:-1] + bytes([raw[-1] ^ 1])), "wrong SHA-256"),
+    "wrong sum in gz": (
+        f"{NAME}.gz",
+        lambda raw: gzip.compress(raw[:-1] + bytes([raw[-1] ^ 1])),
+        "its contents are others",
+    ),
 }
 
 
@@ -327,6 +347,38 @@ def test_mnist_damaged_file_is_an_error_where_it_lies(files, folder, cache, plac
     message = refusal()
     assert f"MNIST file {where / filename}" in message and problem in message
     assert f"in {folder} or in {cache}" in message and all(name in message for name in files)
+
+
+@pytest.mark.parametrize("kind", ["gzip bomb", "oversized", "endless"])
+def test_mnist_file_of_any_size_takes_little_memory(tmp_path, kind):
+    """A gigabyte in a megabyte, two gigabytes as they are (in a hole of the disk), and a device without an end."""
+    path = tmp_path / "mnist" / f"{NAME}.gz"
+    put(path.parent, {name: b"" for name in data.MNIST_FILES if name != NAME})
+    if kind == "gzip bomb":
+        compressor = zlib.compressobj(1, wbits=31)
+        header = struct.pack(">4I", 0x0803, *data.MNIST_FILES[NAME][0])
+        path.write_bytes(
+            compressor.compress(header)
+            + b"".join(compressor.compress(bytes(1 << 20)) for _ in range(1024))
+            + compressor.flush()
+        )
+    elif kind == "oversized":
+        with open(path, "wb") as file:
+            file.truncate(2 << 30)
+    else:
+        path.symlink_to("/dev/zero")
+    code = """
+import os, sys
+from minicnn import data
+os.environ["MINICNN_DATA"] = sys.argv[1]
+try:
+    data._mnist_file(sys.argv[2], None)
+except data.DataError as error:
+    print(error)
+"""
+    said, megabytes = run_and_measure(code, tmp_path, NAME)
+    problem = "holds more than" if kind == "gzip bomb" else "has the IDX header"
+    assert said.startswith(f"MNIST file {path} {problem}") and megabytes < 400
 
 
 def test_mnist_file_that_cannot_be_read(files, folder, cache):
@@ -350,9 +402,9 @@ def test_mnist_missing(files, folder, cache, monkeypatch, data_is_set):
 
 
 @contextlib.contextmanager
-def mirror(served, promise=0):
+def mirror(served, promise=0, pause=0):
     """The address of a server of {file name: bytes, or the address of a redirection}, 404 for the rest; it announces
-    `promise` bytes too many."""
+    `promise` bytes too many, and waits `pause` seconds before each byte."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -368,7 +420,12 @@ def mirror(served, promise=0):
             self.send_response(200)
             self.send_header("Content-Length", str(len(contents) + promise))
             self.end_headers()
-            self.wfile.write(contents)
+            if not pause:
+                self.wfile.write(contents)
+                return
+            for byte in contents:
+                time.sleep(pause)
+                self.wfile.write(bytes([byte]))
 
         def log_message(self, *_):
             pass
@@ -423,10 +480,20 @@ def test_download_without_end_stops(packed, files, folder, cache, arrays, monkey
     with mirror(dict.fromkeys(packed, bytes(10**8))) as first, mirror({}) as second:
         monkeypatch.setattr(data, "MIRRORS", (first, second))
         assert f"sends more than the {15680 + 1024} bytes that {next(iter(files))} can have" in refusal()
-    monkeypatch.setattr(data, "TOTAL_TIME", 0)
-    with mirror(packed) as slow:
+    monkeypatch.setattr(data, "TOTAL_TIME", 0.5)
+    with mirror(packed, pause=0.02) as slow:
         monkeypatch.setattr(data, "MIRRORS", (slow,))
-        assert f"did not send {next(iter(files))} within 0 seconds" in refusal()
+        assert f"did not send {next(iter(files))} within 0.5 seconds" in refusal()
+
+
+def test_download_leaves_the_errors_of_its_progress_alone(packed, folder, cache, monkeypatch):
+    def progress(name, received, total):
+        raise OSError("the caller's own")
+
+    with mirror(packed) as address:
+        monkeypatch.setattr(data, "MIRRORS", (address,))
+        with pytest.raises(OSError, match="the caller's own"):
+            load("mnist", validation=4, progress=progress)
 
 
 def test_download_that_is_damaged_everywhere_leaves_nothing(packed, files, folder, cache, monkeypatch):

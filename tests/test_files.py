@@ -14,6 +14,18 @@ from minicnn.files import remove_abandoned, write_atomically
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes, which this system lacks")
 
 
+def run_and_measure(code, *arguments):
+    """What a Python program of its own prints, and the megabytes of memory that it had at most."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc/self/status, which Linux has")
+    code += "\nprint(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")
+    *said, kilobytes = run.stdout.splitlines()
+    return "\n".join(said), int(kilobytes) / 1024
+
+
 def test_write_is_on_disk_before_its_name_is(tmp_path, monkeypatch):
     events = []
     for name in ("fsync", "replace"):
@@ -76,6 +88,39 @@ def test_write_into_a_pipe_or_a_device(tmp_path):
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
+@needs_pipes
+def test_write_into_standard_output(tmp_path):
+    """Whose real path, where it is a pipe, is no file."""
+    code = "from minicnn.files import write_atomically; write_atomically('/dev/stdout', b'contents')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, b"contents", b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which this system lacks")
+def test_write_into_a_full_device_names_it():
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        write_atomically("/dev/full", b"contents")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_write_of_a_new_file_has_the_permissions_of_the_process(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"contents")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_write_is_never_more_open_than_the_file_it_replaces(tmp_path, monkeypatch):
+    path, seen = tmp_path / "file", []
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_mode))
+    write_atomically(path, b"new")
+    assert [stat.S_IMODE(mode) for mode in seen] == [0o600]
+
+
 def test_write_by_several_threads_is_that_of_one_of_them(tmp_path):
     path, contents = tmp_path / "file", [bytes([i]) * 100_000 for i in range(4)]
 
@@ -94,8 +139,9 @@ def test_write_by_several_threads_is_that_of_one_of_them(tmp_path):
     assert not failures and path.read_bytes() in contents and os.listdir(tmp_path) == ["file"]
 
 
-def test_write_under_a_name_as_long_as_names_may_be(tmp_path):
-    path = tmp_path / ("n" * 255)
+@pytest.mark.parametrize("name", ["n" * 255, "\u00e9" * 127, "\u6f22" * 85, "." * 255])
+def test_write_under_a_name_as_long_as_names_may_be(tmp_path, name):
+    path = tmp_path / name
     write_atomically(path, b"contents")
     assert path.read_bytes() == b"contents"
 
@@ -107,6 +153,7 @@ def test_remove_abandoned_leaves_what_a_running_process_writes(tmp_path):
         "gone": f".w.npz.{files._machine()}.{int(gone.stdout)}.abcd1234.partial",
         "here": files._partial_name("w.npz"),
         "elsewhere": f".w.npz.another-machine.{int(gone.stdout)}.abcd1234.partial",
+        "no process": f".w.npz.{files._machine()}.{10**30}.abcd1234.partial",
         "file": "w.npz",
     }
     for name in names.values():

@@ -1,6 +1,9 @@
 """Every pullback is the derivative, on every backend; and a wrong one would have been caught."""
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from minicnn.gradcheck import VacuousCheck, check, check_float32, nonlinearity, 
 from tests import gradient_table, open_device
 from tests.gradient_table import CASES
 
+ROOT = Path(__file__).parents[1]
 each_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -209,6 +213,72 @@ def test_check_passes_no_gradient_that_is_not_a_number():
 
 def relu_with_pattern(x):
     return ops.relu(x), [x.data > 0]
+
+
+@op
+def wrong_in_a_small_entry(x):
+    """(1e7 x_0, x_1), the second derivative said to be 2."""
+    scale = np.array([1e7, 1.0])
+    return scale * x, (lambda g: scale * g * np.array([1, 2]),)
+
+
+@op
+def wrong_beside_a_large_term(x):
+    """1e7 x_0 + x_1, the second derivative said to be 2."""
+    return np.array([1e7 * x[0] + x[1]]), (lambda g: g * np.array([1e7, 2.0]),)
+
+
+@pytest.mark.parametrize("function", [wrong_in_a_small_entry, wrong_beside_a_large_term])
+def test_check_catches_a_wrong_entry_beside_one_1e7_times_as_large(function):
+    """So does PyTorch's gradcheck."""
+    (result,) = check(function, {"x": np.array([0.3, 0.7])})
+    assert result.entry_error > 0.4 and not result.passed
+    assert result.error < 1e-6, "the norm alone does not see it"
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
+
+    class InTorch(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return torch.tensor(function(Tensor(x.detach().numpy())).data)
+
+        @staticmethod
+        def backward(context, g):
+            x = Tensor(np.ones(2), requires_grad=True)
+            return torch.tensor(grad(function(x), [x], g.numpy())[0])
+
+    point = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    assert not torch.autograd.gradcheck(InTorch.apply, point, raise_exception=False)
+
+
+def test_check_passes_right_entries_beside_large_ones():
+    """What a difference cannot know is not held against them: rounding, and a third derivative where the first is 0."""
+    scale = np.array([1e7, 1.0, 1e-3])
+    (result,) = check(lambda x: (x * scale) ** 3 + scale * x, {"x": np.array([0.3, 0.7, 0.0])})
+    assert result.passed and result.entry_error <= gradcheck.ENTRY_TOLERANCE
+    (result,) = check(lambda x: (x * scale).sum(), {"x": np.array([0.3, 0.7, 0.1])})
+    assert result.passed
+
+
+def test_check_refuses_eps_for_what_is_no_argument():
+    with pytest.raises(ValueError, match=r"^eps names \['X'\], the arguments are \['x'\]$"):
+        check(ops.relu, {"x": np.ones(3)}, eps={"X": 1e-6})
+
+
+def test_check_and_backward_need_no_assert():
+    """Under python -O: a pullback of a wrong shape, and a wrong entry."""
+    program = """
+import numpy as np
+from minicnn import Tensor, gradcheck, op
+assert False
+for pullback in (lambda g: g.sum(), lambda g: np.array([1e7, 2.0]) * g):
+    function = op(lambda x: (np.array([1e7, 1.0]) * x, (pullback,)))
+    try:
+        print([result.passed for result in gradcheck.check(function, {"x": np.array([0.3, 0.7])})])
+    except TypeError as error:
+        print(error)
+"""
+    result = subprocess.run([sys.executable, "-O", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines() == ["a pullback gave float64() for an argument that is float64(2,)", "[False]"]
 
 
 def test_check_replaces_and_counts_directions_across_a_kink():

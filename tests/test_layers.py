@@ -125,6 +125,26 @@ def test_sequential_takes_layers_of_any_name():
     assert network(Tensor(np.ones((1, 3), np.float32))).shape == (1, 2)
 
 
+def test_layer_refuses_parameters_of_its_class():
+    """They would be found by no one, or shared by all layers: a Tensor, a list of layers, those of a base class too."""
+
+    class Bare(layers.Layer):
+        factor = Tensor([1.0], requires_grad=True)
+
+    class Listed(layers.Layer):
+        steps = [Dense(1, 1)]
+
+    class Derived(Bare):
+        pass
+
+    for layer, name in ((Bare(), "Bare.factor"), (Listed(), "Listed.steps"), (Sequential(a=Derived()), "Bare.factor")):
+        with pytest.raises(ValueError, match=f"^{name} is shared by all layers of the class: make it in __init__$"):
+            layer.parameters()
+    own = Derived()
+    own.factor = Tensor([2.0], requires_grad=True)
+    assert list(own.parameters()) == ["factor"]
+
+
 def test_layer_without_a_call_of_its_own():
     with pytest.raises(NotImplementedError):
         layers.Layer()(noise(1, 1))

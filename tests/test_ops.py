@@ -3,6 +3,7 @@ Whether the gradients are derivatives is for test_gradcheck.py; here they have t
 
 import decimal
 import itertools
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -385,6 +386,17 @@ def test_saliency_cotangent_scaled(device, size, T, dtype):
 
 
 @both_dtypes
+def test_saliency_cotangent_scaled_where_no_other_class_is_left(device, dtype):
+    """1 - p_k = 0: the scale is 10^-infinity. Of one class there is no other; of several that have -infinity no share
+    can be told."""
+    for z, expected in (([3.0], [-1]), ([3.0, -np.inf], [-1, np.nan]), ([3.0, -np.inf, 3.0], [-1, 0, 1])):
+        logits = device.asarray(np.array([z], dtype))
+        g, scale = device.functions.saliency_cotangent(logits, device.asarray(np.array([0])), 1.0, "scaled")
+        np.testing.assert_allclose(host(g), [expected], rtol=1e-6)
+        assert host(scale)[0] == pytest.approx(-np.inf if z[-1] != 3 or len(z) == 1 else np.log10(0.5), rel=1e-6)
+
+
+@both_dtypes
 @pytest.mark.parametrize("T", [1, 20, 100])
 @pytest.mark.parametrize("size", [1, 300])
 def test_saliency_cotangent_plain(device, size, T, dtype):
@@ -538,8 +550,8 @@ def pool_of(shape, **options):
     return lambda: ops.max_pool2d(Tensor(np.ones(shape)), **options)
 
 
-def dropout_of(rate):
-    return lambda: ops.dropout(Tensor(np.ones(4)), rate=rate, seed=0, layer=0, step=0)
+def dropout_of(rate, **counters):
+    return lambda: ops.dropout(Tensor(np.ones(4)), rate=rate, **{"seed": 0, "layer": 0, "step": 0} | counters)
 
 
 REFUSED = [
@@ -562,6 +574,20 @@ REFUSED = [
     (dropout_of(1), "the dropout rate must be at least 0 and below 1, got 1"),
     (dropout_of(-0.1), "the dropout rate must be at least 0 and below 1, got -0.1"),
     (dropout_of(float("nan")), "the dropout rate must be at least 0 and below 1, got nan"),
+    (dropout_of(0.5, seed=-1), r"the seed of dropout must be at least 0 and below 2\^64, got -1"),
+    (dropout_of(0.5, seed=2**64), r"the seed of dropout must be at least 0 and below 2\^64, got 18446744073709551616"),
+    (dropout_of(0.5, layer=-1), r"the layer of dropout must be at least 0 and below 2\^32, got -1"),
+    (dropout_of(0.5, step=np.int64(-2)), r"the step of dropout must be at least 0 and below 2\^32, got -2"),
+    (conv2d_of((2, 0, 5, 5), (3, 0, 3, 3), (3,)), r"images need C > 0, got \(2, 0, 5, 5\)"),
+    (conv2d_of((2, 1, 0, 5), (3, 1, 1, 1), (3,)), r"images need H > 0, got \(2, 1, 0, 5\)"),
+    (conv2d_of((2, 1, 5, 0), (3, 1, 1, 1), (3,), padding="same"), r"images need W > 0, got \(2, 1, 5, 0\)"),
+    (conv2d_of((2, 1, 5, 5), (0, 1, 3, 3), (0,)), r"filters need O > 0, got \(0, 1, 3, 3\)"),
+    (conv2d_of((2, 1, 5, 5), (3, 1, 0, 3), (3,)), r"filters need kh > 0, got \(3, 1, 0, 3\)"),
+    (conv2d_of((2, 1, 5, 5), (3, 1, 3, 0), (3,)), r"filters need kw > 0, got \(3, 1, 3, 0\)"),
+    (pool_of((2, 0, 4, 4)), r"images need C > 0, got \(2, 0, 4, 4\)"),
+    (lambda: ops.softmax(Tensor(np.ones((2, 0)))), r"logits need K > 0, got \(2, 0\)"),
+    (lambda: ops.log_softmax(Tensor(np.ones((2, 0)))), r"logits need K > 0, got \(2, 0\)"),
+    (loss_of((2, 0), np.ones((2, 0))), r"logits need K > 0, got \(2, 0\)"),
     (lambda: ops.softmax(Tensor(np.ones(3))), r"logits must have shape \(N, K\), got \(3,\)"),
     (lambda: ops.log_softmax(Tensor(np.ones((2, 3, 4)))), r"logits must have shape \(N, K\), got \(2, 3, 4\)"),
     (loss_of((3,), np.zeros(3, int)), r"logits must have shape \(N, K\), got \(3,\)"),
@@ -629,6 +655,96 @@ def test_check_labels_gives_integers_on_the_host(device):
 def test_operations_refuse_a_temperature_that_is_not_positive(call, T):
     with pytest.raises(ValueError, match=f"^the temperature T must be positive, got {T}$"):
         call(T)
+
+
+@pytest.mark.parametrize(
+    ("T", "dtype", "rounded"),
+    [
+        (float("inf"), np.float64, "inf in float64"),
+        (1e-46, SINGLE, "0.0 in float32"),
+        (1e40, SINGLE, "inf in float32"),
+    ],
+)
+def test_operations_refuse_a_temperature_that_the_logits_cannot_hold(device, T, dtype, rounded):
+    z, labels = tensor(device, np.ones((1, 3)), dtype), device.asarray(np.array([0]))
+    message = re.escape(f"the temperature T must be positive and finite, got {T}, which is {rounded}")
+    for call in (
+        lambda: ops.check_temperature(T, dtype),
+        lambda: ops.softmax(z, T=T),
+        lambda: ops.log_softmax(z, T=T),
+        lambda: ops.cross_entropy(z, labels, T=T),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            call()
+    if dtype is SINGLE:
+        ops.check_temperature(T)
+        assert np.isfinite(host(ops.softmax(tensor(device, np.ones((1, 3))), T=T))).all()
+
+
+def test_dense_of_no_inputs_and_of_no_units(device):
+    """The bias alone, as in PyTorch, and nothing."""
+    for inputs, units in ((0, 3), (3, 0), (0, 0)):
+        x, w, b = (tensor(device, np.full(s, 2.0)) for s in ((4, inputs), (inputs, units), (units,)))
+        y = ops.dense(x, w, b)
+        y.backward(device.asarray(np.ones(y.shape)))
+        assert host(y).tolist() == [[6.0 if inputs == 3 else 2.0] * units] * 4
+        assert [a.grad.shape for a in (x, w, b)] == [(4, inputs), (inputs, units), (units,)]
+        assert not host(x.grad).any() and host(b.grad).tolist() == [4.0] * units
+
+
+def test_conv2d_and_dense_with_relu_have_gradient_0_where_they_are_0(device):
+    """Of any cotangent there, infinity and NaN too, which a mask of numbers would turn into NaN."""
+    g = np.array([np.inf, -np.inf, np.nan, 3.0])
+    x, w, b = (tensor(device, np.ones(s)) for s in ((1, 1, 1, 1), (4, 1, 1, 1), (4,)))
+    b.data = device.asarray(np.array([-2.0, -2, -2, 1]))
+    ops.conv2d(x, w, b, relu=True).backward(device.asarray(g.reshape(1, 4, 1, 1)))
+    assert [host(a.grad).ravel().tolist() for a in (x, w, b)] == [[3], [0, 0, 0, 3], [0, 0, 0, 3]]
+    x, w, b.grad = tensor(device, np.ones((1, 1))), tensor(device, np.ones((1, 4))), None
+    ops.dense(x, w, b, relu=True).backward(device.asarray(g.reshape(1, 4)))
+    assert [host(a.grad).ravel().tolist() for a in (x, w, b)] == [[3], [0, 0, 0, 3], [0, 0, 0, 3]]
+
+
+@pytest.mark.parametrize("place", [(1, 2), (0, 3), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("ties", ["first", "all"])
+def test_max_pool2d_gives_nan_to_the_nan(device, ties, place):
+    """NaN is larger than any number: the gradient goes to the first, or to all, as of any maximum."""
+    values = np.array([np.inf, 1.0, 2.0, 3.0])
+    values[list(place)] = np.nan
+    x = tensor(device, np.tile(values.reshape(2, 2), (3, 2, 2, 2)))
+    y = ops.max_pool2d(x, ties=ties)
+    y.backward(device.asarray(np.full(y.shape, 5.0)))
+    expected = np.zeros(4)
+    expected[list(place[:1] if ties == "first" else place)] = 5
+    assert np.isnan(host(y)).all() and np.array_equal(host(x.grad), np.tile(expected.reshape(2, 2), (3, 2, 2, 2)))
+
+
+HUGE = 3e38
+EXTREME_LOGITS = [  # logits, label, T, loss and gradient: PyTorch's in float64, rounded to float32
+    ([0.0, -np.inf], 0, 1, 0, [0, 0]),
+    ([0.0, -np.inf], 1, 1, np.inf, [1, -1]),
+    ([0.0, -np.inf, 0.0], 0, 20, np.log(2), [-0.5 / 20, 0, 0.5 / 20]),
+    ([HUGE, -HUGE], 0, 1, 0, [0, 0]),
+    ([HUGE, -HUGE], 1, 1, np.inf, [1, -1]),
+    ([HUGE, -HUGE], 1, 20, 3e37, [1 / 20, -1 / 20]),
+    ([-HUGE, HUGE, HUGE], 1, 20, np.log(2), [0, -0.5 / 20, 0.5 / 20]),
+    ([-1e38, -HUGE], 0, 1e-10, 0, [0, 0]),
+]
+
+
+@both_dtypes
+@pytest.mark.parametrize(("z", "label", "T", "loss", "gradient"), EXTREME_LOGITS, ids=str)
+def test_cross_entropy_of_extreme_logits(device, z, label, T, loss, gradient, dtype):
+    if dtype is np.float64 and np.isinf(loss) and HUGE in z:
+        loss = 6e38 / T  # is a float64
+    one_hot = np.eye(len(z), dtype=dtype)[[label]]
+    for target in (np.array([label]), one_hot):
+        logits = tensor(device, np.array([z]), dtype)
+        y = ops.cross_entropy(logits, device.asarray(target), T=T)
+        y.backward(device.asarray(np.ones(1, dtype)))
+        np.testing.assert_allclose(host(y), [loss], rtol=1e-6)
+        np.testing.assert_allclose(host(logits.grad), [gradient], rtol=1e-6)
+    log_p = host(ops.log_softmax(tensor(device, np.array([z]), dtype), T=T))
+    np.testing.assert_allclose(-log_p[0, label], loss, rtol=1e-6)
 
 
 def test_operations_mix_no_dtypes(device):

@@ -33,3 +33,23 @@ def test_optimiser_step_without_a_gradient_moves_nothing(device):
     with pytest.raises(ValueError, match=r"b has no gradient: call backward\(\) on a loss that depends on it first"):
         optimiser.step()
     assert (both["W"].data == 1).all() and both["W"].grad is not None
+
+
+def test_optimiser_step_with_a_gradient_that_does_not_fit_moves_nothing(device):
+    both = parameters(device, W=True, b=True)
+    optimiser = NesterovSGD(both, 0.1)
+    (both["W"] * both["b"]).sum().backward()
+    for wrong in (np.ones(2), np.ones(3, np.float32)):
+        both["b"].grad = device.asarray(wrong)
+        with pytest.raises(ValueError, match=rf"gradient of b is {wrong.dtype}\({len(wrong)},\) on {device.name}, "):
+            optimiser.step()
+    both["b"].grad, optimiser.velocity["b"] = device.asarray(np.ones(3)), device.asarray(np.ones(4))
+    with pytest.raises(ValueError, match=r"the velocity of b is float64\(4,\)"):
+        optimiser.step()
+    assert all((p.data == 1).all() for p in both.values())
+
+
+def test_optimiser_refuses_a_tensor_under_two_names():
+    w = Tensor(np.ones(3), requires_grad=True)
+    with pytest.raises(ValueError, match="^a and b are the same Tensor: give it one name$"):
+        NesterovSGD({"a": w, "b": w}, 0.1)

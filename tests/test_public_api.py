@@ -42,8 +42,6 @@ def functions_of(module):
 
 @each_module
 def test_public_functions_are_annotated(name):
-    if name == "minicnn.cuda":
-        pytest.skip("its functions have the signatures of minicnn.cpu")
     missing = []
     for function_name, function in functions_of(importlib.import_module(name)):
         signature = inspect.signature(function)

@@ -150,6 +150,19 @@ def test_fit_agrees_on_all_devices(device):
         assert np.abs(w - weights(there)[name]).max() < 1e-11
 
 
+def test_fit_does_not_depend_on_numpy_s_error_state(device):
+    """What underflows is 0, and no error for one who looks for other errors."""
+    images, labels = samples(20)
+    recipe = dataclasses.replace(RECIPE, temperature=0.001, learning_rate=1e-5)
+    results = []
+    for state in ("ignore", "raise"):
+        network = small_cnn().to(device.name)
+        with np.errstate(all=state):
+            history = fit(network, images * 1e-25, labels, recipe, graph=False)
+            results.append((bits(network), without_seconds(history)))
+    assert results[0] == results[1]
+
+
 def test_fit_on_soft_labels():
     """One-hot rows are the classes themselves; a teacher's labels are learned from."""
     images, labels = samples(64)
@@ -220,11 +233,92 @@ def test_fit_that_diverges(device, tmp_path, learning_rate):
         ({"epochs": -1}, TrainingError, "epochs must be positive, got -1"),
         ({"momentum": 1}, TrainingError, "momentum must be at least 0 and below 1, got 1"),
         ({"l2": {"W": -0.1}}, TrainingError, "the l2 of W must be at least 0, got -0.1"),
+        ({"temperature": float("inf")}, ValueError, "the temperature T must be positive and finite, got inf, .*"),
+        ({"learning_rate": float("inf")}, TrainingError, "learning_rate must be finite, got inf"),
+        ({"l2": {"W": float("inf")}}, TrainingError, "the l2 of W must be finite, got inf"),
+        ({"batch": 8.5}, TrainingError, "batch must be an integer, got 8.5"),
+        ({"epochs": 2.0}, TrainingError, "epochs must be an integer, got 2.0"),
+        ({"seed": 0.5}, TrainingError, "seed must be an integer, got 0.5"),
+        ({"seed": -1}, TrainingError, r"seed must be at least 0 and below 2\^64, got -1"),
     ],
 )
 def test_recipe_refuses(change, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         Recipe(**change)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("T", "message"),
+    [
+        (1e-46, r"^the temperature T must be positive and finite, got 1e-46, which is 0\.0 in float32$"),
+        (1e40, r"^the temperature T must be positive and finite, got 1e\+40, which is inf in float32$"),
+        (
+            1e-30,
+            r"^at temperature 1e-30 the untrained network's loss is \S+ already, at 1 it is \S+: nothing can .*larger",
+        ),
+        (
+            1e-5,
+            r"^at temperature 1e-05 the untrained network's loss is \S+ already, at 1 it is \S+: nothing can .*larger",
+        ),
+        (1e12, "^at temperature 1e.12 all classes have the same probability .* float32: nothing can .* smaller temp"),
+        (1e30, "^at temperature 1e.30 all classes have the same probability .* float32: nothing can .* smaller temp"),
+    ],
+)
+def test_fit_says_that_nothing_can_be_learnt_at_a_temperature(device, T, message):
+    """And does not advise a lower learning rate, with class labels or soft ones."""
+    images, labels = samples(16)
+    for targets in (labels, np.eye(3, dtype=np.float32)[labels]):
+        network = small_cnn().to(device.name)
+        before = bits(network)
+        with pytest.raises(ValueError, match=message) as error:
+            fit(network, images, targets, dataclasses.replace(RECIPE, temperature=T))
+        assert "learning rate" not in str(error.value) and bits(network) == before
+
+
+def test_fit_that_diverges_at_a_small_temperature_advises_a_larger_one():
+    images, labels = samples(16)
+    recipe = dataclasses.replace(RECIPE, temperature=0.05, learning_rate=1e3)
+    with pytest.raises(TrainingError, match="a learning rate below 1000 or a larger temperature may help$"):
+        fit(small_cnn(), images, labels, recipe)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_fit_refuses_numbers_that_are_not_finite(device, value):
+    """They would look like a divergence, for which a lower learning rate is advised."""
+    images, labels = samples(16)
+    soft = np.eye(3, dtype=np.float32)[labels]
+    images[15, 0, 3, 3] = soft[15, 1] = value
+    network = small_cnn().to(device.name)
+    with pytest.raises(TrainingError, match="^the images hold values that are no finite numbers$"):
+        fit(network, images, labels, RECIPE)
+    with pytest.raises(TrainingError, match="^the targets hold values that are no finite numbers$"):
+        fit(network, samples(16)[0], soft, RECIPE)
+
+
+LABELS_OF_ANOTHER_KIND = {  # for three images of three classes
+    "a column": np.array([[0], [1], [2]]),
+    "one too few": np.array([0, 1]),
+    "floats": np.array([0.0, 1.0, 2.0]),
+    "booleans": np.array([True, False, True]),
+    "no class": np.array([0, 1, 3]),
+    "negative": np.array([0, 1, -1]),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS_OF_ANOTHER_KIND.values(), ids=LABELS_OF_ANOTHER_KIND)
+def test_evaluate_correct_fit_refuse_labels_of_another_kind(labels):
+    """As arrays and as lists; none of them is broadcast or rounded."""
+    images, network = samples(3)[0], small_cnn()
+    recipe = dataclasses.replace(RECIPE, batch=3)
+    for given in (labels, labels.tolist()):
+        for call in (
+            lambda given=given: evaluate(network, images, given),
+            lambda given=given: correct(network, images, given),
+            lambda given=given: fit(network, images, given, recipe),
+        ):
+            with pytest.raises(ValueError, match="labels must|labels of|each image needs one|soft labels"):
+                call()
 
 
 def test_fit_refuses_data():
@@ -344,9 +438,11 @@ def test_fit_of_a_finished_run_trains_nothing(tmp_path):
         ({"learning_rate": 0.2}, "learning_rate: 0.1 there, 0.2 now"),
         ({"temperature": 1}, "temperature: 2 there, 1 now"),
         ({"seed": 4, "batch": 4}, "batch: 8 there, 4 now, seed: 3 there, 4 now"),
-        ({"network": small_cnn(seed=1)}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
-        ({"images": samples(20)[0] * 2}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
-        ({"labels": samples(20)[1] % 2}, "data_and_initial_weights: [0-9a-f]{64} there, [0-9a-f]{64} now"),
+        ({"network": small_cnn(seed=1)}, "other data or initial weights"),
+        ({"images": samples(20)[0] * 2}, "other data or initial weights"),
+        ({"labels": samples(20)[1] % 2}, "other data or initial weights"),
+        ({"network": small_cnn(rate=0.4)}, "another network"),
+        ({"network": small_cnn(ties="all")}, "another network"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
@@ -378,11 +474,126 @@ def test_fit_refuses_damaged_checkpoints(tmp_path):
     arrays = load_npz(checkpoint)
     assert {"fingerprint", "history", "weights/dense2_b", "velocity/dense2_b"} < set(arrays)
     save_npz(checkpoint, {name: array for name, array in arrays.items() if name != "velocity/dense2_b"})
-    with pytest.raises(TrainingError, match=f"^{checkpoint} lacks the momentum of some parameters: remove it"):
+    with pytest.raises(TrainingError, match=f"^{checkpoint} lacks velocity/dense2_b: remove it"):
         fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
     save_weights(small_cnn(), checkpoint)
     with pytest.raises(TrainingError, match=f"^{checkpoint} is no checkpoint of this program: remove it"):
         fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
+
+
+def text(change):
+    """An array of a checkpoint that holds JSON, changed."""
+    return lambda array: np.array(json.dumps(change(json.loads(str(array)))))
+
+
+def row(**change):
+    return text(lambda history: [*history[:-1], history[-1] | change])
+
+
+FOREIGN = {  # an array of a checkpoint, what it becomes (None: it goes), and what is said of it
+    "no fingerprint": ("fingerprint", None, "is no checkpoint of this program"),
+    "a fingerprint that is no JSON": ("fingerprint", lambda a: np.array("{"), "is no checkpoint of this program"),
+    "a fingerprint that is a number": ("fingerprint", lambda a: np.array("7"), "is no checkpoint of this program"),
+    "numbers for a fingerprint": ("fingerprint", lambda a: np.ones((2, 2)), "is no checkpoint of this program"),
+    "one setting less": (
+        "fingerprint",
+        text(lambda f: {k: v for k, v in f.items() if k != "momentum"}),
+        r"is the checkpoint of another run \(momentum: None there, 0.5 now\)",
+    ),
+    "no history": ("history", None, "is no checkpoint of this program"),
+    "a history that is no JSON": ("history", lambda a: np.array("[{"), "is no checkpoint of this program"),
+    "a history that is a number": ("history", text(lambda h: 3), "has no history of epochs with epoch, held_accuracy"),
+    "a row short": ("history", text(lambda h: h[1:]), "has no history of epochs with "),
+    "a row twice": ("history", text(lambda h: [h[0], *h]), "has no history of epochs with "),
+    "a row that is a number": ("history", text(lambda h: [*h[:-1], 2]), "has no history of epochs with "),
+    "a field more": ("history", row(extra=1), "has no history of epochs with "),
+    "a field that is text": ("history", row(held_loss="1"), "has no history of epochs with "),
+    "a loss that is NaN": ("history", row(train_loss=float("nan")), "has no history of epochs with "),
+    "seconds below 0": ("history", row(seconds=-1), "has no history of epochs with "),
+    "no velocity": ("velocity/dense1_W", None, "lacks velocity/dense1_W"),
+    "no weight": ("weights/dense1_W", None, "lacks weights/dense1_W"),
+    "an array more": ("weights/other", lambda a: np.ones(1), "has an unknown weights/other"),
+    "a velocity of another shape": (
+        "velocity/dense1_W",
+        lambda a: a[:1],
+        r"has velocity/dense1_W as float32\(1, 8\), this run as float32\(36, 8\)",
+    ),
+    "a velocity of one number": (
+        "velocity/dense1_b",
+        lambda a: a[0],
+        r"has velocity/dense1_b as float32\(\), this run as",
+    ),
+    "a velocity in float64": ("velocity/dense1_W", lambda a: a.astype(np.float64), "has velocity/dense1_W as float64"),
+    "a velocity that is NaN": (
+        "velocity/dense1_W",
+        lambda a: np.full_like(a, np.nan),
+        "has values in velocity/dense1_W that are no fin",
+    ),
+    "weights of another shape": ("weights/dense1_W", lambda a: a.T, r"has weights/dense1_W as float32\(8, 36\)"),
+    "weights that are NaN": (
+        "weights/conv1_W",
+        lambda a: np.full_like(a, np.nan),
+        "has values in weights/conv1_W that are no finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_fit_refuses_whatever_in_a_checkpoint_does_not_fit(tmp_path, name, change, message):
+    """In one line, and neither network nor file is changed."""
+    images, labels = samples(20)
+    checkpoint, held = tmp_path / "checkpoint.npz", {"held": (images[:5], labels[:5])}
+    fit(small_cnn(), images, labels, dataclasses.replace(RECIPE, epochs=2), held, checkpoint=checkpoint)
+    arrays = load_npz(checkpoint)
+    if change is None:
+        del arrays[name]
+    else:
+        arrays[name] = change(arrays.get(name))
+    save_npz(checkpoint, arrays)
+    saved, network = checkpoint.read_bytes(), small_cnn()
+    before = bits(network)
+    with pytest.raises(TrainingError, match=f"^{checkpoint} {message}") as error:
+        fit(network, images, labels, RECIPE, held, checkpoint=checkpoint)
+    assert str(error.value).endswith(": remove it or choose another folder") and "\n" not in str(error.value)
+    assert bits(network) == before and checkpoint.read_bytes() == saved
+
+
+def test_fit_refuses_a_checkpoint_of_other_held_out_sets_and_of_more_epochs(tmp_path):
+    images, labels = samples(20)
+    checkpoint = tmp_path / "checkpoint.npz"
+    fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
+    with pytest.raises(
+        TrainingError, match=f"^{checkpoint} has no history of epochs with epoch, seconds, test_accuracy, "
+    ):
+        fit(small_cnn(), images, labels, RECIPE, {"test": (images, labels)}, checkpoint=checkpoint)
+    with pytest.raises(
+        TrainingError, match=f"^{checkpoint} holds 3 epochs, 1 are asked for: ask for as many or remove"
+    ):
+        fit(small_cnn(), images, labels, dataclasses.replace(RECIPE, epochs=1), checkpoint=checkpoint)
+
+
+def half(z, target):
+    return cross_entropy(z, target) * 0.5
+
+
+def test_fit_refuses_the_checkpoint_of_another_loss(tmp_path):
+    """By name, and by code where two have the same name, as lambdas have."""
+    images, labels = samples(20)
+    checkpoint = tmp_path / "checkpoint.npz"
+    losses = [
+        half,
+        None,
+        lambda z, target: cross_entropy(z, target) * 0.5,
+        lambda z, target: cross_entropy(z, target) * 2,
+    ]
+    for loss in losses:
+        fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint, loss=loss)
+        assert fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint, loss=loss)
+        for other in losses:
+            if other is not loss:
+                with pytest.raises(TrainingError, match=r"of another run \(loss: .* there, .* now\): remove it"):
+                    fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint, loss=other)
+        checkpoint.unlink()
 
 
 EPOCHS, STEPS = 9, 6

@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,8 +11,21 @@ import pytest
 from minicnn import files
 from minicnn.autograd import Tensor
 from minicnn.backend import to_host
-from minicnn.weights import WeightsError, get_weights, load_npz, load_weights, save_npz, save_weights, set_weights
+from minicnn.layers import Layer
+from minicnn.paper.networks import paper_cnn
+from minicnn.weights import (
+    TRAINED_AT,
+    WeightsError,
+    get_weights,
+    load_npz,
+    load_weights,
+    save_npz,
+    save_weights,
+    set_weights,
+    trained_at,
+)
 from tests.conftest import small_cnn
+from tests.test_files import run_and_measure
 
 
 def bits(network):
@@ -51,6 +66,32 @@ def test_weights_in_files_are_filters_for_true_convolution(tmp_path):
     y = network.layers["conv1"](Tensor(x)).data
     np.testing.assert_allclose(y[0, :, 0, 0], np.maximum(convolved, 0), rtol=1e-6)
     assert (convolved > 0).any()
+
+
+def test_weights_carry_the_temperature_that_they_were_trained_at(tmp_path):
+    network, path = small_cnn(1), tmp_path / "weights.npz"
+    save_weights(network, path, temperature=20)
+    assert trained_at(path) == 20.0
+    assert bits(load_weights(small_cnn(2), path)) == bits(network)
+    save_weights(network, path)
+    assert trained_at(path) is None and list(load_npz(path)) == list(network.parameters())
+
+
+@pytest.mark.parametrize("value", [np.zeros(()), np.ones(2), np.array("20"), np.array(np.nan), np.array(np.inf)])
+def test_weights_trained_at_no_temperature(tmp_path, value):
+    save_npz(tmp_path / "weights.npz", {TRAINED_AT: value})
+    with pytest.raises(WeightsError, match="temperature is no temperature"):
+        trained_at(tmp_path / "weights.npz")
+
+
+def test_weights_of_a_parameter_named_temperature_are_not_written(tmp_path):
+    class Odd(Layer):
+        def __init__(self):
+            self.temperature = Tensor(np.ones(1), requires_grad=True)
+
+    with pytest.raises(WeightsError, match="not for a parameter"):
+        save_weights(Odd(), tmp_path / "weights.npz")
+    assert not any(tmp_path.iterdir())
 
 
 def test_weights_of_another_dtype_are_converted():
@@ -135,13 +176,105 @@ def test_npz_with_any_damage_is_refused_or_harmless(tmp_path, save):
     damaged = [whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :] for i in range(len(whole))]
     refused = 0
     for contents in damaged + [whole[:i] for i in range(len(whole))]:
+        (tmp_path / "damaged.npz").write_bytes(contents)
         try:
-            found = load_npz(io.BytesIO(contents))
+            found = load_npz(tmp_path / "damaged.npz")
         except WeightsError:
             refused += 1
         else:
             assert all(np.array_equal(found[name], arrays[name]) for name in found if name in arrays)
     assert refused > 1.5 * len(whole)
+
+
+def test_npz_that_cannot_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    """Whoever repairs damage by writing anew must not do so where only memory or file descriptors have run out."""
+    path = tmp_path / "a.npz"
+    save_npz(path, {"a": np.arange(3.0)})
+    for error in (MemoryError(), OSError(24, "Too many open files", str(path))):
+        for function in ("builtins.open", "numpy.lib.format.read_magic"):
+
+            def fail(*_args, error=error, **_kwargs):
+                raise error
+
+            if isinstance(error, OSError) and function != "builtins.open":
+                continue  # of the bytes in memory, only damage can raise it
+            with monkeypatch.context() as patch:
+                patch.setattr(function, fail)
+                with pytest.raises(type(error)) as caught:
+                    load_npz(path)
+            assert caught.value is error
+
+
+def npy_header(shape, rest=b""):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + rest
+
+
+def write_archive(path, contents, members=1):
+    """A compressed .npz whose members hold pieces of bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for i in range(members):
+            with archive.open(f"{i}.npy", "w", force_zip64=False) as file:
+                for piece in contents:
+                    file.write(piece)
+
+
+def zip_bomb(path):
+    write_archive(path, [npy_header((2**28,)), *[bytes(2**20)] * 1024])
+
+
+def lying_zip_bomb(path):
+    """Whose directory says that a gigabyte is 228 bytes."""
+    zip_bomb(path)
+    size = struct.pack("<I", 2**30 + len(npy_header((2**28,))))
+    path.write_bytes(path.read_bytes().replace(size, struct.pack("<I", 228)))
+
+
+HUGE = {
+    "oversized": (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 4 << 30), "larger than"),
+    "zip bomb": (zip_bomb, "inflates to more than"),
+    "zip bomb of members": (lambda path: write_archive(path, [bytes(2**20)] * 64, 16), "inflates to more than"),
+    "zip bomb that lies": (lying_zip_bomb, "not a readable .npz"),
+    "header that promises": (lambda path: write_archive(path, [npy_header((2**40,))]), "not a readable .npz"),
+    "header without sense": (
+        lambda path: write_archive(path, [npy_header((-1, -4), bytes(16))]),
+        "not a readable .npz",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if "members" in kind else []) for kind in HUGE]
+)
+def test_npz_of_any_size_takes_little_memory(tmp_path, kind):
+    """Read as the arrays of whatever, and as the weights of a network, whose size is known."""
+    make, problem = HUGE[kind]
+    path = tmp_path / "huge.npz"
+    make(path)
+    code = """
+import sys
+from minicnn.paper.networks import paper_cnn
+from minicnn.weights import WeightsError, load_npz, load_weights
+for read in (load_npz, lambda path: load_weights(paper_cnn(), path))[int(sys.argv[2]):]:
+    try:
+        read(sys.argv[1])
+    except WeightsError as error:
+        print(error)
+"""
+    for first, most in (0, 900), (1, 150):
+        said, megabytes = run_and_measure(code, path, first)
+        assert said.count(f"{path}: ") == 2 - first and megabytes < most
+        assert said.startswith(f"{path}: {problem}") or first
+
+
+def test_weights_may_have_any_size_that_the_network_has(tmp_path):
+    """In the wider dtype, compressed or not, with names as long as they come."""
+    for network in (paper_cnn(dtype=np.float64), small_cnn(dtype=np.float64)):
+        save_weights(network, tmp_path / "weights.npz", temperature=20)
+        load_weights(network, tmp_path / "weights.npz")
+        np.savez_compressed(tmp_path / "weights.npz", **get_weights(network))
+        load_weights(network, tmp_path / "weights.npz")
 
 
 def changed(**arrays):

@@ -50,8 +50,9 @@ def _maps(network: Layer, images: Any, labels: Any, T: float, arithmetic: str) -
     """Maps, log10_scale and logits of one batch on its device. No gradient of a weight is computed."""
     functions = backend.of(images).functions
     pixels = Tensor(images, requires_grad=True)
-    with functions.equal_sums():
-        logits = network(pixels)
+    logits = network(pixels)
+    if logits.ndim != 2:
+        raise ValueError(f"the network must end in logits (N, K), got {logits.shape}: is a Flatten layer missing?")
     targets = backend.of(images).asarray(check_labels(labels, *logits.shape), dtype=np.int32)
     cotangent, log10_scale = functions.saliency_cotangent(logits.data, targets, T, arithmetic)
     (maps,) = grad(logits, [pixels], cotangent)
@@ -66,7 +67,7 @@ def saliency_maps(
     network: any Layer from images, (N, C, H, W) or (N, D), to logits (N, K), on any device. labels (N,) integers.
     arithmetic: "plain", the author's p - y, or "scaled", which does not underflow (cpu.saliency_cotangent). At most
     `chunk` images are in memory at a time. Returns SaliencyMaps. Raises ValueError unless T > 0, for an unknown
-    arithmetic, and for labels that do not fit.
+    arithmetic, for labels that do not fit, and for a network whose output is not (N, K).
     """
     check_temperature(T)
     check_arithmetic(arithmetic)

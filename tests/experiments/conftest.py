@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +18,8 @@ from minicnn.paper.networks import LAST_LAYER, paper_cnn
 from minicnn.weights import save_weights
 
 TRAIN = ("train", "--epochs", "3", "--batch", "100", "--seed", "7", "--validation", "100")
+TRAINED = "standard-seed7-batch100"  # what the files of that command are called
+ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -38,6 +43,14 @@ def succeed(experiment, *arguments):
     code, out, err = run(experiment, *arguments)
     assert (code, err) == (0, "")
     return "".join(line for line in out.splitlines(keepends=True) if not re.match(r"  .*: \d+ of \d+", line))
+
+
+def start(experiment, *arguments, **options):
+    """The process of python -m experiments.EXPERIMENT. options: of subprocess.Popen; environment: added to ours."""
+    environment = os.environ | options.pop("environment", {})
+    command = [sys.executable, "-m", f"experiments.{experiment}", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes | options)
 
 
 def assert_mistake(arguments, *mentioned):
@@ -79,3 +92,23 @@ def trained(tmp_path_factory):
     """A folder that a training run of three epochs has written, and what the command said."""
     path = tmp_path_factory.mktemp("trained")
     return path, succeed(*TRAIN, "--out", path)
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A small file system of its own in a folder, or a skip where nothing can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs a user who may mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder on a read-only file system, where root too cannot write."""
+    with mounted(tmp_path / "read-only", "ro") as folder:
+        yield folder

@@ -1,16 +1,18 @@
 """What every experiment's command does with its arguments, and with mistakes."""
 
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from minicnn import backend
+from experiments import common
+from minicnn import backend, files
 from minicnn.backend import DeviceError
 from minicnn.weights import load_npz, save_npz
-from tests.experiments.conftest import assert_mistake, run, succeed
+from tests.experiments.conftest import ROOT, assert_mistake, read_json, run, start, succeed
 
-ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "__main__" in p.read_text("utf-8"))
 OPTIONS = {
     "train": "--network --epochs --batch --validation --temperature --teacher-dropout --no-graph",
@@ -43,6 +45,10 @@ def test_help_is_tested_for_experiments_that_exist():
         (["train", "--temperature", "nan"], "argument --temperature: must be a positive number, got nan"),
         (["train", "--seed", "-1"], "argument --seed: must be 0 to 2^64 - 1, got -1"),
         (["train", "--network", "student"], "argument --network: invalid choice: 'student'"),
+        (["attack", "--network", "student"], "argument --network: must be standard or temperature or distilled"),
+        (["train", "--temperature", "1e-46"], "argument --temperature: must be a positive number, got 1e-46"),
+        (["attack", "--attack-temperature", "1e39"], "--attack-temperature: must be a positive number, got 1e39"),
+        (["attack", "--maximum", "inf"], "argument --maximum: must be a positive number, got inf"),
         (["attack", "--limit", "-1"], "argument --limit: must be a positive number, got -1"),
         (["attack", "--algorithm", "5"], "argument --algorithm: invalid choice: '5'"),
         (["attack", "--network", "temperature", "--weights", "w.npz"], "not allowed with argument"),
@@ -51,11 +57,24 @@ def test_help_is_tested_for_experiments_that_exist():
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_arguments_that_cannot_be(tmp_path, arguments, message):
-    code, out, err = run(*arguments, "--out", tmp_path / "out")
-    *usage, last = err.splitlines()
-    assert (code, out) == (2, "")
-    assert usage[0].startswith("usage: ") and "error: " in last and message in last
+    assert_mistake([*arguments, "--out", tmp_path / "out"], message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_arguments_have_their_whole_names(tmp_path, experiment):
+    """Half a name would mean another option as soon as there is one that begins alike."""
+    for option in ("--see", "--data", "--epoch", "--image"):
+        assert_mistake([experiment, option, "1", "--out", tmp_path / "out"], f"unrecognized arguments: {option} 1")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_file_that_is_started_says_how_to_start_it(tmp_path, experiment):
+    command = [sys.executable, ROOT / "experiments" / f"{experiment}.py", "--help"]
+    started = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (started.returncode, started.stdout) == (2, "")
+    assert started.stderr == f"error: start it in {ROOT}: python -m experiments.{experiment}\n"
 
 
 def test_network_that_is_not_trained_yet(tmp_path):
@@ -104,9 +123,202 @@ def test_out_that_is_a_file(tmp_path):
     assert_mistake(["train", "--out", path], path, "--out")
 
 
-def test_json_where_no_file_can_be(tmp_path):
+@pytest.mark.parametrize("name", ["file/results.json", "", "n" * 300, "loop", "folder"])
+def test_json_where_no_file_can_be(tmp_path, name):
     """Said before anything is computed."""
     (tmp_path / "file").touch()
-    for path, wrong in ((tmp_path / "file" / "results.json", tmp_path / "file"), (tmp_path, tmp_path)):
-        assert_mistake(["train", "--epochs", "1", "--out", tmp_path, "--json", path], wrong, "--json")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    path = tmp_path / name
+    assert_mistake(["train", "--epochs", "1", "--out", tmp_path, "--json", path], path, "--json")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder", "loop"}
+
+
+def test_out_and_json_in_a_file_system_that_cannot_be_written_to(tmp_path, read_only):
+    for wrong in (
+        ["--out", read_only],
+        ["--out", read_only / "new"],
+        ["--out", tmp_path, "--json", read_only / "r.json"],
+    ):
+        assert_mistake(["train", "--epochs", "1", *wrong], read_only, "Read-only file system", "choose another --out")
+
+
+def test_json_into_a_pipe(untrained, tmp_path):
+    """As `--json /dev/stdout` has it, with what is printed after it."""
+    arguments = ("attack", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)
+    out, err = (process := start(*arguments, "--json", "/dev/stdout")).communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    (tmp_path / "results.json").write_text(out[: out.index("\n}\n") + 3])
+    assert read_json(tmp_path / "results.json")["images"] == 2
+
+
+def test_results_are_told_as_missing_where_a_library_is(tmp_path, monkeypatch):
+    """Before the work that its pictures are for."""
+    for library in ("matplotlib.figure", "tqdm"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, library, None)
+            assert_mistake(["train", "--out", tmp_path / "out"], library, "pip install -e '.[experiments]'")
+    assert not any((tmp_path / "out").glob("*.npz"))
+
+
+def test_convolutions_by_nobody_are_an_error_before_the_work(tmp_path):
+    for environment, said in (
+        ({"MINICNN_CONV": "cudnn"}, "MINICNN_CONV must be numpy or compiled, got 'cudnn'"),
+        ({"MINICNN_CONV": "compiled", "CC": "no-such-compiler"}, "no-such-compiler does not run"),
+    ):
+        process = start("train", "--out", tmp_path / "out", environment=environment)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and said in err
+
+
+TRAINED_BEFORE = ROOT / "experiments" / "results" / "mnist"
+SMALL = {  # the smallest command of each experiment, and its results
+    "train": ("--epochs 1 --batch 500", "train_standard-batch500.json"),
+    "attack": (f"--weights {TRAINED_BEFORE}/standard.npz --images 4 --limit 1", "attack_standard_1_scaled.json"),
+    "saliency_maps": (
+        f"--weights {TRAINED_BEFORE}/standard.npz --images 2 --limit 1",
+        "saliency_maps_standard_plain.json",
+    ),
+    "proof1": (f"--weights {TRAINED_BEFORE}/standard.npz --images 1", "proof1_standard.json"),
+    "masking": (
+        f"--weights standard={TRAINED_BEFORE}/standard.npz --parts control --images 4 --limit 1",
+        "masking.json",
+    ),
+    "reproduce": (f"--trained {TRAINED_BEFORE} --images 2 --limit 1 --refreshed 0", "results.json"),
+    "benchmark": ("--threads 1 --repeats 1", "benchmark.json"),
+}
+
+
+def close(*descriptors):
+    """What a shell does for >&- and 2>&-, in the process that is to become the command."""
+
+    def in_child():
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    return in_child
+
+
+TROUBLES = {  # exit code, streams, environment
+    "a pipe without a reader": (141, "pipe", {}),
+    "a full disk": (1, "/dev/full", {}),
+    "no standard output": (0, close(1), {}),
+    "no standard streams": (0, close(1, 2), {}),
+    "ascii": (0, None, {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}),
+    "a backend for a notebook": (0, None, {"MPLBACKEND": "module://no_such.backend_inline"}),
+    "a folder whose name is no text": (0, None, {}),
+}
+
+
+def assert_loses_nothing(experiment, trouble, folder):
+    """The command writes its results and ends quietly, whatever its standard output is."""
+    code, stream, environment = TROUBLES[trouble]
+    options, results = SMALL[experiment]
+    if "name" in trouble:
+        folder = folder / os.fsdecode(b"caf\xe9 $x^$")
+    streams = {"environment": environment}
+    if callable(stream):
+        streams["preexec_fn"] = stream
+    elif stream == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        streams["stdout"] = writer
+    elif stream:
+        streams["stdout"] = os.open(stream, os.O_WRONLY)
+    process = start(experiment, *options.split(), "--out", folder, **streams)
+    _, err = process.communicate(timeout=300)
+    if "stdout" in streams:
+        os.close(streams["stdout"])
+    assert process.returncode == code
+    said = "error: standard output: No space left on device; the results are in their files\n"
+    assert err == (said if code == 1 else "")
+    assert read_json(folder / results)["command"].startswith(f"python -m experiments.{experiment} ")
+    assert not list(folder.glob(".*partial"))
+
+
+needs_a_full_device = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux, which has /dev/full")
+
+
+@needs_a_full_device
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_results_outlive_trouble_with_the_output(tmp_path, trouble):
+    assert_loses_nothing("attack", trouble, tmp_path)
+
+
+@needs_a_full_device
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [name for name in SMALL if name != "attack"])
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_results_outlive_trouble_with_the_output_in_every_experiment(tmp_path, trouble, experiment):
+    assert_loses_nothing(experiment, trouble, tmp_path)
+
+
+def test_trouble_is_tested_for_every_experiment():
+    assert set(SMALL) == set(EXPERIMENTS)
+
+
+def test_help_into_a_pipe_without_a_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("attack", "--help", stdout=writer)
+    os.close(writer)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 141
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_folder_at_work_is_refused(tmp_path, experiment):
+    """At once, in one line, and only as long as the other command lives; another folder is free."""
+    held = f"""
+import time
+from pathlib import Path
+from experiments import common
+with common._alone(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", held], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        before = sorted(tmp_path.iterdir())
+        options, _ = SMALL[experiment]
+        assert_mistake([experiment, *options.split(), "--out", tmp_path], f"another command is at work in {tmp_path}")
+        assert sorted(tmp_path.iterdir()) == before
+        if experiment == "attack":
+            succeed(experiment, *options.split(), "--out", tmp_path / "another")
+    finally:
+        holder.kill()
+        holder.wait()
+    if experiment == "attack":
+        succeed(experiment, *options.split(), "--out", tmp_path)
+
+
+def test_what_a_killed_command_left_is_removed_by_the_next(untrained, tmp_path):
+    """In the folder, and in those below it."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    name = files._partial_name("x.npz").replace(f".{os.getpid()}.", f".{gone.pid}.")
+    left = [tmp_path / name, tmp_path / "parts" / name, tmp_path / "seed1" / name, tmp_path / "json" / name]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    command = ("attack", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)
+    succeed(*command, "--json", tmp_path / "json" / "results.json")
+    assert not [path for path in left if path.exists()]
+
+
+@pytest.mark.parametrize("experiment", ["attack", "saliency_maps", "masking", "reproduce"])
+def test_more_images_than_there_are_is_said_once(untrained, tmp_path, monkeypatch, experiment):
+    """And nothing else is: the work itself is left out."""
+
+    def stop(*_):
+        raise common.UsageError("stopped here")
+
+    monkeypatch.setattr(common, "attack", stop)
+    monkeypatch.setattr("experiments.reproduce.find_networks", stop)
+    path = untrained / "standard.npz"
+    weights = {"masking": ["--weights", f"standard={path}", "--parts", "control"], "reproduce": []}
+    options = weights.get(experiment, ["--weights", path])
+    code, _, err = run(experiment, *options, "--images", 400, "--limit", 1000, "--out", tmp_path)
+    images, limit, stopped = sorted(err.splitlines(), key=lambda line: ("stopped" in line, "pixels" in line))
+    assert code == 2 and stopped == "error: stopped here"
+    assert images.startswith("note: digits has 297 test images") and limit.startswith("note: an image has 784 pixels")

@@ -4,6 +4,9 @@ import argparse
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from experiments import common
 from minicnn import data, predict, weights
 from minicnn.paper import attacks
 from minicnn.paper.networks import NETWORKS, paper_cnn, rescaled
-from tests.experiments.conftest import read_json
+from tests.experiments.conftest import ROOT, read_json
 
 PROTOCOL = common.Protocol("mnist", T=20.0, epochs=50, batch=128)
 
@@ -46,15 +49,85 @@ def test_train_trains_the_teacher_first(tmp_path, name, teacher, T):
     students = []
     for on in (True, False):
         folder = tmp_path / str(on)
-        network, history = common.train(name, dataset, dataclasses.replace(protocol, teacher_dropout=on), folder)
-        assert {f"{n}.{end}" for n in (name, teacher) for end in ("npz", "csv", "png", "checkpoint.npz")} == {
+        told = dataclasses.replace(protocol, teacher_dropout=on)
+        network, history = common.train(name, dataset, told, folder)
+        files = [told.file_name(name), told.file_name(teacher)]
+        assert {f"{file}.{end}" for file in files for end in ("npz", "csv", "png", "checkpoint.npz")} == {
             path.name for path in folder.iterdir()
         }
         students.append(weights.get_weights(network))
-        recipe = json.loads(str(weights.load_npz(folder / f"{teacher}.checkpoint.npz")["fingerprint"]))
+        recipe = json.loads(str(weights.load_npz(folder / f"{files[1]}.checkpoint.npz")["fingerprint"]))
+        assert [weights.trained_at(folder / f"{file}.npz") for file in files] == [T, T]
         assert recipe["temperature"] == T and len(history) == 1
     assert not np.array_equal(students[0]["dense3_W"], students[1]["dense3_W"])
-    assert (tmp_path / "True" / f"{teacher}.npz").read_bytes() == (tmp_path / "False" / f"{teacher}.npz").read_bytes()
+    assert len({(tmp_path / str(on) / f"{files[1]}.npz").read_bytes() for on in (True, False)}) == 1
+
+
+def test_protocol_names_files_by_what_is_not_the_default():
+    names = {
+        (): "distilled",
+        (("T", 5.0),): "distilled-T5",
+        (("T", 0.1), ("seed", 2**64 - 1)): "distilled-T0.1-seed18446744073709551615",
+        (("batch", 32),): "distilled-batch32",
+        (("teacher_dropout", False),): "distilled-teacher-without-dropout",
+        (("epochs", 1), ("graph", False), ("device", "cuda")): "distilled",
+    }
+    for changes, name in names.items():
+        protocol = dataclasses.replace(PROTOCOL, **dict(changes))
+        assert protocol.file_name("distilled") == name == common.network_name(name)
+    assert dataclasses.replace(PROTOCOL, T=5.0, teacher_dropout=False).file_name("standard") == "standard"
+
+
+@pytest.mark.parametrize("text", ["student", "../standard", "standard/../../x", ""])
+def test_network_name_of_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be standard or"):
+        common.network_name(text)
+
+
+def test_load_network_refuses_one_trained_at_another_temperature(tmp_path):
+    path = tmp_path / "temperature.npz"
+    weights.save_weights(paper_cnn(), path, temperature=5)
+    common.load_network(path, T=5.0)
+    common.load_network(path)
+    with pytest.raises(common.UsageError, match="temperature.npz was trained at T = 5, not at 20"):
+        common.load_network(path, T=20.0)
+    weights.save_weights(paper_cnn(), path)  # as the author's files, which do not say
+    common.load_network(path, T=20.0)
+
+
+def test_common_needs_no_working_folder(tmp_path):
+    """Nor one on the drive of the project, of which Windows has several."""
+    code = """
+import os, sys
+os.chdir(sys.argv[1])
+os.rmdir(sys.argv[1])
+from experiments import common
+print(common.RESULTS.is_absolute())
+"""
+    (tmp_path / "gone").mkdir()
+    command = [sys.executable, "-c", code, str(tmp_path / "gone")]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("True\n", "")
+
+
+def test_from_here_on_another_drive(monkeypatch, tmp_path):
+    def relpath(path):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr(common.os.path, "relpath", relpath)
+    assert common._from_here(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e-46", "1e39", "1e400", "-0"])
+def test_positive_floats_are_those_of_float32(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"must be a positive number, got {text}"):
+        common.positive(float)(text)
+
+
+def test_positive_integers_of_any_size():
+    assert common.positive(int)(str(10**400)) == 10**400
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a positive number, got 0"):
+        common.positive(int)("0")
 
 
 def test_find_weights_prefers_the_folder_to_the_committed_ones(tmp_path, monkeypatch):
@@ -83,6 +156,18 @@ def test_network_key_tells_networks_apart():
     json.dumps(common.network_key(network))
 
 
+def test_network_key_tells_arithmetics_apart(monkeypatch):
+    network, keys = paper_cnn(seed=1), []
+    for convolutions, flushes in (("compiled", False), ("numpy: no compiler", False), ("compiled", True)):
+        monkeypatch.setattr(common.cpu, "convolutions", lambda text=convolutions: text)
+        monkeypatch.setattr(common.cpu, "flushes_denormals", lambda found=flushes: found)
+        keys.append(common.network_key(network))
+    assert all(keys.count(key) == 1 for key in keys)
+    monkeypatch.setattr(common.cpu, "convolutions", lambda: "numpy: another reason")
+    monkeypatch.setattr(common.cpu, "flushes_denormals", lambda: False)
+    assert common.network_key(network) == keys[1]
+
+
 @pytest.mark.parametrize(
     ("denominator", "expected"), [("correct", [1, 0, 1]), ("all", [1, 1, 1]), ("common", [0, 0, 1])]
 )
@@ -101,9 +186,36 @@ def test_store_computes_a_part_once(tmp_path):
     assert store.get({"seed": 1, "T": 2.0}, compute)["values"].tolist() == [0]
     assert store.get({"T": 2.0, "seed": 1}, compute)["values"].tolist() == [0]
     assert store.get({"seed": 2, "T": 2.0}, compute)["values"].tolist() == [0, 1]
-    for damaged in store.folder.iterdir():
-        damaged.write_bytes(damaged.read_bytes()[:50])
-    assert store.get({"seed": 1, "T": 2.0}, compute)["values"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {
+            "a": np.arange(6, dtype=">f8").reshape(2, 3).T,
+            "b": np.array("text"),
+            "c": np.zeros((0, 3)),
+            "d": np.array(2),
+        },
+        {"key": np.zeros(1), "sha256": np.array([True])},
+        {"number": 3, "list": [1.5, 2.5]},
+        {},
+    ],
+    ids=["arrays", "names of its own", "plain values", "nothing"],
+)
+def test_store_gives_back_what_it_was_given(tmp_path, part):
+    store = common.Store(tmp_path)
+    first, again = store.get({}, lambda: part), store.get({}, None)
+    assert list(first) == list(again) == list(part)
+    for name, value in part.items():
+        for found in (first[name], again[name]):
+            assert np.array_equal(found, value) and found.dtype == np.asarray(value).dtype
+
+
+def test_store_with_a_file_in_its_way_fails_at_once(tmp_path):
+    (tmp_path / "parts").touch()
+    with pytest.raises(OSError, match="parts"):
+        common.Store(tmp_path / "parts")
 
 
 def test_store_computes_anew_when_the_engine_changes(tmp_path, monkeypatch):
@@ -115,9 +227,9 @@ def test_store_computes_anew_when_the_engine_changes(tmp_path, monkeypatch):
 
 def test_digest_of_sources_holds_the_engine_the_paper_and_the_kernels(tmp_path, monkeypatch):
     monkeypatch.setattr(common.minicnn, "__file__", str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(common.cuda, "kernel_folder", lambda: tmp_path)
+    monkeypatch.setattr(common, "kernel_folder", lambda: tmp_path)
     digests = set()
-    for i, name in enumerate(("ops.py", "paper/attacks.py", "dense.cu", "common.cuh")):
+    for i, name in enumerate(("ops.py", "paper/attacks.py", "dense.cu", "common.cuh", "conv2d.c")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
         common.digest_of_sources.cache_clear()
@@ -126,22 +238,40 @@ def test_digest_of_sources_holds_the_engine_the_paper_and_the_kernels(tmp_path, 
     common.digest_of_sources.cache_clear()
 
 
-def test_attack_in_parts_is_the_attack(tmp_path):
+REFRESHED = attacks.Algorithm("gradient", absolute=True, lowers=True, refresh=True)
+
+
+@pytest.mark.parametrize("arithmetic", attacks.ARITHMETICS)
+@pytest.mark.parametrize("algorithm", [*attacks.ALGORITHMS, REFRESHED], ids=[*attacks.ALGORITHMS, "refreshed"])
+def test_attack_in_parts_is_the_attack(tmp_path, algorithm, arithmetic):
+    """Whatever their size: to the last bit, on images with a flat background, where the maxima of pools are equal."""
     images, labels = samples(5)
-    network, setting = paper_cnn(seed=1), attacks.Setting(limit=3)
-    whole = attacks.attack(network, images, labels, "3", setting)
-    found = common.attack(network, images, labels, "3", setting, common.Store(tmp_path), part=2)
-    assert len(list(tmp_path.iterdir())) == 3
-    for name, value in vars(whole).items():
-        assert np.array_equal(getattr(found, name), value), name
+    images *= images > 0.7
+    network, setting = paper_cnn(seed=1), attacks.Setting(arithmetic, limit=3)
+    labels[1:] = predict(network, images[1:]).argmax(axis=1)
+    whole = attacks.attack(network, images, labels, algorithm, setting)
+    assert whole.attacked.sum() >= 4
+    for part, files in ((1, 5), (2, 3), (None, 1)):
+        store = common.Store(tmp_path / str(part))
+        found = common.attack(network, images, labels, algorithm, setting, store, part=part)
+        assert len(list(store.folder.iterdir())) == files
+        for name, value in vars(whole).items():
+            assert np.array_equal(getattr(found, name), value), name
+
+
+def test_images_a_part_are_some_seconds_of_work():
+    setting = attacks.Setting(limit=100)
+    algorithms = attacks.ALGORITHMS | {"refreshed": REFRESHED}
+    found = {name: common.images_a_part(a, setting, "cpu") for name, a in algorithms.items()}
+    assert found == {"1": 500, "3": 500, "2": 200, "author": 200, "4": 4, "refreshed": 10}
+    assert common.images_a_part(attacks.ALGORITHMS["4"], attacks.Setting(limit=784), "cpu") == 1
 
 
 def test_attack_keeps_what_differs_apart(tmp_path):
     """Another algorithm, setting, network or image is another part; an Algorithm without a name has parts too."""
     images, labels = samples(2)
-    refreshed = attacks.Algorithm("gradient", absolute=True, lowers=True, refresh=True)
     one, more = attacks.Setting(limit=1), attacks.Setting(limit=2)
-    cases = [(1, 0, "1", one), (1, 0, "3", one), (1, 0, refreshed, one), (1, 0, "1", more), (2, 0, "1", one)]
+    cases = [(1, 0, "1", one), (1, 0, "3", one), (1, 0, REFRESHED, one), (1, 0, "1", more), (2, 0, "1", one)]
     for parts, (seed, first, algorithm, setting) in enumerate([*cases, (1, 1, "1", one)], start=1):
         case = paper_cnn(seed=seed), images[first:], labels[first:], algorithm, setting
         common.attack(*case, common.Store(tmp_path))

@@ -272,20 +272,52 @@ def test_find_or_train_finds_some_and_trains_the_others(base, dataset, tmp_path,
 
 def test_command_writes_the_parts_that_it_is_asked_for(base, tmp_path, monkeypatch):
     loaded, load = [], common.load_network
-    monkeypatch.setattr(common, "load_network", lambda *arguments: loaded.append(arguments) or load(*arguments))
+    monkeypatch.setattr(common, "load_network", lambda *a, **named: loaded.append((*a, named)) or load(*a, **named))
     weights = {name: f"{tmp_path / name}.npz" for name in ("standard", "distilled")}
     for name, path in weights.items():
         save_weights(rescaled(base, 10 if name == "standard" else 20), path)
     named = [f"{name}={path}" for name, path in weights.items()]
     options = ("--images", "8", "--limit", "1", "--ties", "first", "--out", tmp_path, "--weights", *named)
     said = succeed("masking", *options, "--parts", "gradient_budget", "two_by_two_by_two")
-    assert [(str(path), *others) for path, *others in loaded] == [(w, "cpu", "first") for w in weights.values()]
+    assert [(str(path), *others) for path, *others in loaded] == [
+        (path, "cpu", "first", {"T": T}) for path, T in zip(weights.values(), (1, 20), strict=True)
+    ]
     results = read_json(tmp_path / "masking.json")
     assert set(results) & set(masking.PARTS) == {"gradient_budget", "two_by_two_by_two"}
     assert all(masking.PARTS[name].title in said for name in ("gradient_budget", "two_by_two_by_two"))
     assert set(results["weights"]) == set(weights) and results["ties"] == "first"
     outcomes = [row["plain"] for row in results["two_by_two_by_two"]]
     assert all(o["images"] == 8 and o["moves"] == o["attacked"] > 0 for o in outcomes) and len(outcomes) == 4
+
+
+def test_find_or_train_takes_no_network_of_another_temperature(base, dataset, tmp_path, monkeypatch):
+    """Not that of the same name, trained at 20, where 5 is asked for; and next time its own."""
+    for name in ("standard", "temperature"):
+        save_weights(base, tmp_path / f"{name}.npz", 20 if name == "temperature" else 1)
+    protocol, trained = common.Protocol("digits", T=5.0, epochs=1, batch=32), []
+
+    def train(name, dataset, protocol, folder):
+        trained.append(name)
+        save_weights(base, folder / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature)
+
+    monkeypatch.setattr(common, "train", train)
+    monkeypatch.setitem(masking.PARTS, "few", masking.PARTS["control"]._replace(needs=["standard", "temperature"]))
+    for _ in range(2):
+        found = masking.find_or_train(["few"], dataset, protocol, tmp_path, "all")
+        assert list(found) == ["standard", "temperature"] and trained == ["temperature"]
+    assert (tmp_path / "temperature-T5.npz").exists()
+
+
+def test_command_refuses_networks_of_another_temperature(base, tmp_path):
+    named = []
+    for name, T in (("standard", 1), ("temperature", 20)):
+        save_weights(base, tmp_path / f"{name}.npz", T)
+        (tmp_path / f"{name}.csv").write_text("epoch\n1\n")
+        named.append(f"{name}={tmp_path / name}.npz")
+    (tmp_path / "distilled.csv").write_text("epoch\n1\n")
+    options, said = ("--temperature", 5, "--out", tmp_path / "out"), "temperature.npz was trained at T = 20, not at 5"
+    assert_mistake(("masking", "--weights", *named, *options), said)
+    assert_mistake(("reproduce", "--trained", tmp_path, *options), said)
 
 
 def test_command_help_names_every_part():

@@ -10,7 +10,7 @@ from experiments import common
 from experiments import proof1 as experiment
 from minicnn.layers import Conv2D, Dense, Flatten, MaxPool2D, Sequential
 from minicnn.paper import proof1
-from tests.experiments.conftest import PNG, read_json, run
+from tests.experiments.conftest import PNG, TRAINED, read_json, run
 
 TEMPERATURES = [1, 2, 5, 10, 20, 50, 100]
 PRINTED = ("printed_4", "printed_5")
@@ -258,10 +258,10 @@ def test_draw_equation_1_tells_the_wrong_signs(found, tmp_path, monkeypatch):
         assert [len(line.get_xdata()) for line in axes.lines[:2]] == [(signs > 0).sum(), (signs < 0).sum()]
 
 
-def assert_first_four_parts(results, out, folder):
+def assert_first_four_parts(results, out, folder, name="standard"):
     assert {"forms", "limit", "training_temperature", "seed", "command"} <= results.keys()
     assert not {"chain_rule", "equation_1", "weights"} & results.keys()
-    assert f"Written: {folder / 'proof1.png'}, {folder / 'proof1.json'}\n" in out
+    assert f"Written: {folder / 'proof1.png'}, {folder / f'proof1_{name}.json'}\n" in out
     assert (folder / "proof1.png").read_bytes().startswith(PNG)
     assert "4. What training" in out and "5. From the logits" not in out
 
@@ -272,7 +272,7 @@ def test_walk_without_a_network_is_its_first_four_parts(tmp_path, monkeypatch, c
     if not committed:
         monkeypatch.setattr(common, "RESULTS", tmp_path / "empty")
     code, out, err = run("proof1", "--out", tmp_path)
-    results = read_json(tmp_path / "proof1.json")
+    results = read_json(tmp_path / "proof1_standard.json")
     assert (code, err) == (0, "")
     assert_first_four_parts(results, out, tmp_path)
     missing = results["parts_5_and_6_missing"]
@@ -289,18 +289,20 @@ def test_walk_with_a_network_that_fails_is_an_error_after_the_first_four_parts(t
     if option is None:
         value.write_bytes(b"no weights")
     code, out, err = run("proof1", "--out", tmp_path, *((option, value) if option else ()))
-    results = read_json(tmp_path / "proof1.json")
-    assert_first_four_parts(results, out, tmp_path)
+    name = {"--weights": "none", "--network": "distilled", None: "standard"}[option]
+    results = read_json(tmp_path / f"proof1_{name}.json")
+    assert_first_four_parts(results, out, tmp_path, name)
     assert code == 2 and err == f"error: {results['parts_5_and_6_missing']}\n" and str(value) in err
     assert "--dataset mnist" not in out
 
 
 def test_walk_with_a_network_writes_all_parts(trained, tmp_path):
-    code, out, err = run("proof1", "--weights", trained[0] / "standard.npz", "--images", 1, "--out", tmp_path)
-    results = read_json(tmp_path / "proof1.json")
+    code, out, err = run("proof1", "--weights", trained[0] / f"{TRAINED}.npz", "--images", 1, "--out", tmp_path)
+    results = read_json(tmp_path / f"proof1_{TRAINED}.json")
     assert (code, err) == (0, "")
     assert {"forms", "limit", "training_temperature", "weights", "chain_rule", "equation_1"} <= results.keys()
     assert "parts_5_and_6_missing" not in results and len(results["images"]) == 1
-    files = [tmp_path / name for name in ("proof1.png", "equation1.png", "proof1.json")]
+    files = [tmp_path / name for name in ("proof1.png", f"equation1_{TRAINED}.png", f"proof1_{TRAINED}.json")]
+    assert results["trained_at"] == 1
     assert out.endswith(f"Written: {', '.join(map(str, files))}\n")
     assert all(path.read_bytes().startswith(PNG) for path in files[:2])

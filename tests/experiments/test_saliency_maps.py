@@ -1,5 +1,7 @@
 """python -m experiments.saliency_maps: one map or the first ones, plain or scaled, and Appendix A."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -39,8 +41,8 @@ def test_saliency_maps_of_one_image(untrained, tmp_path):
     assert (results["index"], results["label"], results["log10_scale"]) == (5, label[0], 0)
     assert results["max"] == found.max() and results["mean"] == pytest.approx(found.mean(), rel=1e-12)
     assert f"test image 5, label {label[0]}, plain" in out
-    for name in ("saliency_maps.png", "figures_1_and_2.png"):
-        assert (tmp_path / name).read_bytes().startswith(PNG)
+    for name in ("saliency_maps", "figures_1_and_2"):
+        assert (tmp_path / f"{name}_standard_plain.png").read_bytes().startswith(PNG)
 
 
 def test_saliency_maps_of_a_saturated_network(untrained, tmp_path):
@@ -50,11 +52,11 @@ def test_saliency_maps_of_a_saturated_network(untrained, tmp_path):
     zeros = saliency_maps(common.load_network(weights), *case, arithmetic="plain").zeros
     command = ("saliency_maps", "--weights", weights, "--index", np.flatnonzero(zeros == 28 * 28)[0], "--out", tmp_path)
     out = succeed(*command)
-    plain = read_json(tmp_path / "saliency_maps.json")
+    plain = read_json(tmp_path / "saliency_maps_saturated_plain.json")
     assert not np.any(plain["map"]) and (plain["mean"], plain["max"], plain["log10_max"]) == (0, 0, None)
     assert "no entry above 0" in out
     succeed(*command, "--arithmetic", "scaled")
-    scaled = read_json(tmp_path / "saliency_maps.json")
+    scaled = read_json(tmp_path / "saliency_maps_saturated_scaled.json")
     assert np.abs(scaled["map"]).max() > 1
     assert scaled["log10_scale"] < -45  # the smallest float32
     assert scaled["log10_max"] == pytest.approx(np.log10(np.max(scaled["map"])) + scaled["log10_scale"], rel=1e-12)
@@ -62,9 +64,32 @@ def test_saliency_maps_of_a_saturated_network(untrained, tmp_path):
 
 def test_saliency_maps_of_the_first_images(untrained, tmp_path):
     out = succeed("saliency_maps", "--weights", untrained / "standard.npz", "--images", 2, "--out", tmp_path)
-    results = read_json(tmp_path / "saliency_maps.json")
+    results = read_json(tmp_path / "saliency_maps_standard_plain.json")
     assert [entry["index"] for entry in results["maps"]] == [0, 1]
     assert out.count("test image ") == 2
+
+
+def test_saliency_maps_of_each_network_and_arithmetic_have_files_of_their_own(untrained, tmp_path):
+    folder = tmp_path / os.fsdecode(b"formulas $x^$ and ${, caf\xe9")  # neither mathematics nor UTF-8
+    weights = [untrained / f"{name}.npz" for name in ("standard", "saturated")]
+    expected = set()
+    for path in weights:
+        for arithmetic in ("plain", "scaled"):
+            copy = folder / path.name
+            folder.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+            command = ("--weights", copy, "--images", 2, "--limit", 1, "--arithmetic", arithmetic)
+            succeed("saliency_maps", *command, "--out", tmp_path)
+            name = f"{path.stem}_{arithmetic}"
+            expected |= {f"saliency_maps_{name}.json", f"saliency_maps_{name}.png", f"figures_1_and_2_{name}.png"}
+    assert {path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".png")} == expected
+
+
+def test_saliency_maps_keep_their_attack(untrained, tmp_path, monkeypatch):
+    command = ("saliency_maps", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)
+    first = succeed(*command)
+    monkeypatch.setattr("minicnn.paper.attacks.attack", None)
+    assert succeed(*command) == first
 
 
 @pytest.mark.parametrize("index", [-1, 297])
@@ -85,7 +110,8 @@ def test_saliency_maps_make_appendix_a(tmp_path, monkeypatch):
     weights = test_facts.DATA / "author_networks" / "standard.npz"
     arguments = ("--weights", weights, "--index", 2659, "--ties", "all", "--arithmetic", "plain", "--out", tmp_path)
     out = succeed("saliency_maps", "--dataset", "mnist", *arguments)
-    results = read_json(tmp_path / "saliency_maps.json")
+    results = read_json(tmp_path / "saliency_maps_standard_plain.json")
+    assert results["trained_at"] is None  # the author's file does not say
     assert (results["index"], results["label"]) == (2659, 4)
     assert (f"{results['mean']:.4e}", f"{results['max']:.5e}") == ("-2.2915e-08", "9.78318e-05")
     assert results["algorithm_1"] == {"succeeded": True, "moves": 12}

@@ -4,41 +4,44 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import common
 from minicnn import correct, data
-from minicnn.weights import load_npz
-from tests.experiments.conftest import PNG, TRAIN, assert_mistake, read_json, succeed
+from minicnn.weights import load_npz, trained_at
+from tests.experiments.conftest import PNG, TRAIN, TRAINED, assert_mistake, read_json, run, start, succeed
 
 
 def test_train_writes_weights_history_picture_and_json(trained):
     path, out = trained
-    written = {"standard.npz", "standard.checkpoint.npz", "standard.csv", "standard.png", "train.json"}
+    written = {
+        *(f"{TRAINED}.{end}" for end in ("npz", "checkpoint.npz", "csv", "png")),
+        f"train_{TRAINED}.json",
+        ".lock",
+    }
     assert {p.name for p in path.iterdir()} == written
-    assert "of 297 test images after 3 epochs" in out and str(path / "standard.npz") in out
+    assert "of 297 test images after 3 epochs" in out and str(path / f"{TRAINED}.npz") in out
     digits = data.load("digits")
-    accuracy = correct(common.load_network(path / "standard.npz"), digits.test_images, digits.test_labels).mean()
-    rows = list(csv.DictReader(io.StringIO((path / "standard.csv").read_text("utf-8"))))
+    accuracy = correct(common.load_network(path / f"{TRAINED}.npz"), digits.test_images, digits.test_labels).mean()
+    rows = list(csv.DictReader(io.StringIO((path / f"{TRAINED}.csv").read_text("utf-8"))))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["test_accuracy"]) == pytest.approx(accuracy, abs=1.5 / 297)
     assert all(float(row["seconds"]) > 0 and float(row["validation_loss"]) > 0 for row in rows)
-    assert (path / "standard.png").read_bytes().startswith(PNG)
-    results = read_json(path / "train.json")
+    assert (path / f"{TRAINED}.png").read_bytes().startswith(PNG)
+    results = read_json(path / f"train_{TRAINED}.json")
     assert [{k: str(v) for k, v in row.items()} for row in results["history"]] == rows
     recipe = {"epochs": 3, "batch": 100, "seed": 7, "temperature": 1.0, "learning_rate": 0.1, "l2": {"dense3_W": 0.01}}
     assert recipe.items() <= results["recipe"].items()
 
 
 def test_train_says_where_its_figures_come_from(trained):
-    results = read_json(trained[0] / "train.json")
+    results = read_json(trained[0] / f"train_{TRAINED}.json")
     assert results["versions"].keys() == {"python", "numpy", "minicnn"}
     assert results["versions"]["numpy"] == np.__version__
     machine = results["machine"]
@@ -49,37 +52,71 @@ def test_train_says_where_its_figures_come_from(trained):
 
 def test_train_again_trains_nothing(trained):
     path, said = trained
-    checkpoint = path / "standard.checkpoint.npz"
-    kept, last_step = {p: p.read_bytes() for p in path.glob("standard.*")}, checkpoint.stat().st_mtime_ns
-    history = read_json(path / "train.json")["history"]
+    checkpoint = path / f"{TRAINED}.checkpoint.npz"
+    kept, last_step = {p: p.read_bytes() for p in path.glob("standard*.*")}, checkpoint.stat().st_mtime_ns
+    history = read_json(path / f"train_{TRAINED}.json")["history"]
     assert succeed(*TRAIN, "--out", path) == said
     assert {p: p.read_bytes() for p in kept} == kept and checkpoint.stat().st_mtime_ns == last_step
-    assert read_json(path / "train.json")["history"] == history
+    assert read_json(path / f"train_{TRAINED}.json")["history"] == history
 
 
-def test_train_refuses_the_folder_of_another_run(trained):
+OTHERS = {
+    "seed": ("--seed 8", "standard-seed8-batch100"),
+    "T": ("--network temperature --temperature 2.5", "temperature-T2.5-seed7-batch100"),
+    "T that standard has not": ("--temperature 2.5", TRAINED),
+    "teacher without dropout": (
+        "--network standard-distilled --teacher-dropout off",
+        "standard-distilled-seed7-batch100-teacher-without-dropout",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_train_of_another_run_has_files_of_its_own(trained, tmp_path, other):
+    """In the folder of the first, which keeps its own; and attack finds them."""
+    options, file_name = OTHERS[other]
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    kept = {path: path.read_bytes() for path in tmp_path.glob("standard*.*") if path.suffix != ".png"}
+    said = succeed(*TRAIN, *options.split(), "--out", tmp_path)
+    assert str(tmp_path / f"{file_name}.npz") in said
+    assert {path: path.read_bytes() for path in kept} == kept
+    recipe = read_json(tmp_path / f"train_{file_name}.json")["recipe"]
+    T = 2.5 if other == "T" else 1.0
+    assert recipe["temperature"] == T == trained_at(tmp_path / f"{file_name}.npz")
+    succeed("attack", "--network", file_name, "--images", 2, "--limit", 1, "--out", tmp_path)
+    found = read_json(tmp_path / f"attack_{file_name}_1_scaled.json")
+    assert found["weights"] == str(tmp_path / f"{file_name}.npz") and found["trained_at"] == T
+
+
+def test_train_of_fewer_epochs_than_there_are_is_refused(trained, tmp_path):
+    """Of the network itself, and of its teacher."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for network in ("standard", "standard-distilled"):
+        arguments = [*TRAIN, "--network", network, "--epochs", "1", "--out", tmp_path]
+        assert_mistake(arguments, f"{TRAINED}.checkpoint.npz holds 3 epochs, 1 are asked for")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_train_on_other_data_is_refused_without_hashes(trained):
+    """The network's files and name are those of another run then."""
     path, _ = trained
-    kept = (path / "standard.npz").read_bytes()
-    arguments = [*TRAIN, "--seed", "8", "--out", path]
-    assert_mistake(arguments, path / "standard.checkpoint.npz", "seed: 7 there, 8 now", "choose another folder")
-    assert (path / "standard.npz").read_bytes() == kept
+    kept = (path / f"{TRAINED}.npz").read_bytes()
+    arguments = [*TRAIN, "--validation", "50", "--out", path]
+    assert_mistake(arguments, path / f"{TRAINED}.checkpoint.npz", "choose another")
+    assert not re.search("[0-9a-f]{12}", run(*arguments)[2].replace(str(path), ""))
+    assert (path / f"{TRAINED}.npz").read_bytes() == kept
+
+
+@pytest.mark.parametrize("suffix", ["checkpoint.npz", "npz", "csv"])
+def test_train_with_something_in_the_way_names_it(tmp_path, suffix):
+    (tmp_path / f"standard-batch500.{suffix}").mkdir()
+    arguments = ["train", "--epochs", "1", "--batch", "500", "--out", tmp_path]
+    assert_mistake(arguments, tmp_path / f"standard-batch500.{suffix}")
 
 
 def test_train_refuses_more_validation_samples_than_there_are(tmp_path):
     assert_mistake(["train", "--validation", "1500", "--out", tmp_path], "choose 0 to 1499")
-
-
-def start(out):
-    """The process of the training command, its output piped."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{TRAIN[0]}", *TRAIN[1:], "--out", str(out)],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell that runs pytest in the background has Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def wait_for_epoch(process, checkpoint, epoch):
@@ -96,25 +133,27 @@ def wait_for_epoch(process, checkpoint, epoch):
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_train_stopped_and_killed_goes_on_to_the_same_bits(trained, tmp_path):
     """Ctrl-C in the second epoch, kill -9 in the third, and the command once more."""
-    checkpoint = tmp_path / "standard.checkpoint.npz"
-    stopped = start(tmp_path)
+    checkpoint = tmp_path / f"{TRAINED}.checkpoint.npz"
+    command = (*TRAIN, "--out", tmp_path)
+    # A shell that runs pytest in the background has Ctrl-C ignored, and children inherit that.
+    stopped = start(*command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     wait_for_epoch(stopped, checkpoint, 1)
     stopped.send_signal(signal.SIGINT)
     _, err = stopped.communicate(timeout=60)
     assert stopped.returncode == 130
     assert err.strip() == "stopped; what is computed is kept: the same command goes on from there"
 
-    killed = start(tmp_path)
+    killed = start(*command)
     wait_for_epoch(killed, checkpoint, 2)
     killed.kill()
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "standard.npz").exists()
+    assert not (tmp_path / f"{TRAINED}.npz").exists()
 
     succeed(*TRAIN, "--out", tmp_path)
-    assert (tmp_path / "standard.npz").read_bytes() == (trained[0] / "standard.npz").read_bytes()
+    assert (tmp_path / f"{TRAINED}.npz").read_bytes() == (trained[0] / f"{TRAINED}.npz").read_bytes()
     timeless = [
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_json(f / "train.json")["history"]]
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_json(f / f"train_{TRAINED}.json")["history"]]
         for f in (tmp_path, trained[0])
     ]
     assert timeless[0] == timeless[1]

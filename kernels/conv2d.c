@@ -1,0 +1,239 @@
+// 2-D convolution (cross-correlation) with stride 1, and its gradients, on a CPU's vector unit.
+//
+//   forward         y[p,o,q,n]  = b[o] + sum_{i,c,j} w[o,c,i,j] x[p+i-top,c,q+j-left,n], then max(., 0) if asked
+//   input gradient  gx[r,c,s,n] = sum_{o,i,j} w[o,c,i,j] g[r-i+top,o,s-j+left,n]
+//   weight gradient gw[o,c,i,j] = sum_{p,q,n} g[p,o,q,n] x[p+i-top,c,q+j-left,n]
+//
+// Arrays lie as the indices stand: x (H,C,W,N), y and g (P,O,Q,N), the images innermost; x and g are zero outside. w is
+// (O,C,kh,kw), b (O,). The input gradient is the forward sum over g with flipped filters, O and C exchanged and
+// kh-1-top rows of zeros, so one function does both.
+//
+// Why this layout: one row of outputs is a problem in one dimension, of length Q N, in which tap j reads the input row
+// at a shift of j N. All loads are of neighbours, whatever N is.
+//
+// correlate: FILTERS filters x VECTORS vectors of outputs stay in registers while i, c, j run: a step loads VECTORS
+//   vectors of x and FILTERS numbers of w for FILTERS * VECTORS multiply-adds. The filters are packed in the order in
+//   which they are read. Every output is the sum of the same terms in the same order, wherever it lies and whoever
+//   computes it: equal windows have equal sums to the last bit, for any number of images and of threads.
+// weight_grad: g is turned, so that 2 vectors of filters stay beside PAIRS pairs (channel, tap) in registers while the
+//   pixels of a CHUNK run: a step loads 2 vectors of g and PAIRS numbers of x for 2 * PAIRS multiply-adds.
+// Rows: where zeros stand beside an image, or a row is shorter than the registers, rows are copied once into a ring of kh
+//   rows that have them; otherwise they are read where they lie.
+//
+// Blocking in registers and cache as in Goto & van de Geijn, Anatomy of high-performance matrix multiplication (2008).
+#ifndef REAL
+
+#include "common.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    long H, C, W, N, O, P, Q, kh, kw, top, left;
+} Sizes;
+
+// FILTERS * VECTORS sums, VECTORS inputs and one filter are to fit the registers: 32 of AVX-512 and NEON, 16 of AVX.
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, FILTERS = 8, VECTORS = 3, PAIRS = 12 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, FILTERS = 4, VECTORS = 3, PAIRS = 6 };
+#elif defined(__ARM_NEON)
+enum { VECTOR_BYTES = 16, FILTERS = 8, VECTORS = 3, PAIRS = 12 };
+#else
+enum { VECTOR_BYTES = 16, FILTERS = 4, VECTORS = 3, PAIRS = 6 };
+#endif
+enum { CHUNK = 128, RUN = 32 };  // pixels of 2 vectors of filters, which stay in the first cache; channels of a sum
+
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
+
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+INLINE long larger(long a, long b) { return a > b ? a : b; }
+
+// How many filters there are with those that pack adds.
+long padded_filters(long filters) { return (filters + FILTERS - 1) / FILTERS * FILTERS; }
+
+#define REAL float
+#include "conv2d.c"
+#undef REAL
+#define REAL double
+#include "conv2d.c"
+
+#else
+
+#define Vector NAME(Vector)
+#define Rows NAME(Rows)
+#define LANES ((long)(VECTOR_BYTES / sizeof(REAL)))
+typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+
+// The filters as block reads them: [O / FILTERS][kh][C][kw][FILTERS], those beyond O zero. w[o,c,i,j] stands at
+// w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3].
+void NAME(pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
+    for (long first = 0; first < s->O; first += FILTERS)
+        for (long i = 0; i < s->kh; ++i)
+            for (long c = 0; c < s->C; ++c)
+                for (long j = 0; j < s->kw; ++j)
+                    for (long o = first; o < first + FILTERS; ++o)
+                        *packed++ = o < s->O ? w[o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3]] : 0;
+}
+
+// The input rows as the sums read them: C lines at a distance of `pitch`.
+typedef struct {
+    const REAL *x;
+    REAL *ring;  // kh copies with zeros beside them, or NULL where x is read itself
+    long pitch, copied;
+} Rows;
+
+// Returns 0, or -1 where there is no memory.
+static int NAME(open_rows)(const Sizes *s, const REAL *x, int copy, Rows *rows) {
+    const long columns = s->Q + s->kw - 1;
+    *rows = (Rows){x, NULL, s->W * s->N, 0};
+    if (s->left == 0 && columns <= s->W && !copy) return 0;
+    rows->pitch = columns * s->N;
+    rows->ring = calloc(s->kh * s->C * rows->pitch + VECTORS * LANES, sizeof(REAL));  // a last vector may reach beyond
+    return rows->ring ? 0 : -1;
+}
+
+// Row r; rows are asked for in order, a row again only while it is one of the last kh.
+static const REAL *NAME(row)(const Sizes *s, Rows *rows, long r) {
+    if (!rows->ring) return rows->x + r * s->C * rows->pitch;
+    REAL *const slot = rows->ring + r % s->kh * s->C * rows->pitch;
+    if (r < rows->copied) return slot;
+    const long before = s->left * s->N, inside = smaller(s->W * s->N, rows->pitch - before);
+    for (long c = 0; c < s->C; ++c) {
+        REAL *const line = slot + c * rows->pitch;
+        memset(line, 0, before * sizeof(REAL));
+        memcpy(line + before, rows->x + (r * s->C + c) * s->W * s->N, inside * sizeof(REAL));
+        memset(line + before + inside, 0, (rows->pitch - before - inside) * sizeof(REAL));
+    }
+    rows->copied = r + 1;
+    return slot;
+}
+
+// sums[f][v] = sum over the given rows, C channels and taps j0 <= j < j1; RUN channels at a time are added up by
+// themselves, which rounds less than one long sum. filters and vectors are constants where it is called.
+INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, const REAL *const *rows, long row_count,
+                        long pitch, long j0, long j1, const REAL *w, Vector sums[FILTERS][VECTORS]) {
+    UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] = (Vector){0};
+    for (long i = 0; i < row_count; ++i)
+        for (long first = 0; first < s->C; first += RUN) {
+            Vector acc[FILTERS][VECTORS];
+            UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] = (Vector){0};
+            for (long c = first; c < smaller(s->C, first + RUN); ++c, w += s->kw * FILTERS)
+                for (long j = j0; j < j1; ++j) {
+                    const REAL *const in = rows[i] + c * pitch + j * s->N, *const tap = w + j * FILTERS;
+                    Vector x[VECTORS];
+                    UNROLL for (int v = 0; v < vectors; ++v) x[v] = *(const Vector *)(in + v * LANES);
+                    UNROLL for (int f = 0; f < filters; ++f)
+                        UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] += tap[f] * x[v];
+                }
+            UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] += acc[f][v];
+        }
+}
+
+// Output rows first <= p < last of y, from packed filters; bias may be NULL. Returns 0, or -1 where there is no memory.
+int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu, REAL *y, long first,
+                    long last) {
+    const long length = s->Q * s->N, w_row = s->C * s->kw * FILTERS;
+    const long vectors = smaller(VECTORS, (length + LANES - 1) / LANES), step = vectors * LANES;
+    Rows rows;
+    if (NAME(open_rows)(s, x, step > length, &rows)) return -1;
+    const REAL *lines[s->kh + 1];
+    for (long p = first; p < last; ++p) {
+        const long i0 = larger(0, s->top - p), i1 = larger(i0, smaller(s->kh, s->H + s->top - p));
+        for (long m = 0; m < length; m += step) {
+            const long at = larger(0, smaller(m, length - step));  // the last block overlaps the one before
+            // Taps that for every column of the block read zeros beside the image are left out: their terms are 0.
+            const long last_column = (at + smaller(step, length) - 1) / s->N;
+            const long j0 = larger(0, s->left - last_column), j1 = smaller(s->kw, s->W + s->left - at / s->N);
+            for (long i = i0; i < i1; ++i) lines[i - i0] = NAME(row)(s, &rows, p - s->top + i) + at;
+            for (long o = 0; o < s->O; o += FILTERS) {
+                const REAL *w = packed + (o / FILTERS * s->kh + i0) * w_row;
+                const long left = s->O - o, filters = left > FILTERS / 2 ? FILTERS : left > 1 ? FILTERS / 2 : 1;
+                Vector sums[FILTERS][VECTORS];
+#define CASE(f, v) \
+    case 4 * (f) + (v): NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, w, sums); break;
+                switch (4 * filters + vectors) {
+                    CASE(FILTERS, 3) CASE(FILTERS, 2) CASE(FILTERS, 1)
+                    CASE(FILTERS / 2, 3) CASE(FILTERS / 2, 2) CASE(FILTERS / 2, 1)
+                    CASE(1, 3) CASE(1, 2) CASE(1, 1)
+                }
+#undef CASE
+                for (long f = 0; f < smaller(filters, left); ++f) {
+                    REAL *const out = y + (p * s->O + o + f) * length + at;
+                    const REAL *const sum = (const REAL *)sums[f], b = bias ? bias[o + f] : 0;
+                    for (long k = 0; k < smaller(step, length); ++k) {
+                        const REAL value = sum[k] + b;
+                        out[k] = relu && value <= 0 ? 0 : value;
+                    }
+                }
+            }
+        }
+    }
+    free(rows.ring);
+    return 0;
+}
+
+// turned[k][f] = g[f][k] for `filters` lines of `count` pixels, at a distance of `pitch`.
+INLINE void NAME(turn)(const REAL *g, long pitch, long filters, long count, REAL *turned) {
+    for (long f = 0; f < filters; ++f)
+        for (long k = 0; k < count; ++k) turned[k * 2 * LANES + f] = g[f * pitch + k];
+}
+
+// sums[k][f] += sum over `count` pixels of x[k] times g[.][f], for PAIRS lines x and 2 vectors of filters.
+INLINE void NAME(outer)(const REAL *const x[PAIRS], const REAL *g, long count, REAL *sums) {
+    Vector acc[PAIRS][2];
+    UNROLL for (int k = 0; k < PAIRS; ++k) acc[k][0] = acc[k][1] = (Vector){0};
+    for (long n = 0; n < count; ++n, g += 2 * LANES) {
+        const Vector g0 = *(const Vector *)g, g1 = *(const Vector *)(g + LANES);
+        UNROLL for (int k = 0; k < PAIRS; ++k) {
+            acc[k][0] += x[k][n] * g0;
+            acc[k][1] += x[k][n] * g1;
+        }
+    }
+    UNROLL for (int k = 0; k < PAIRS; ++k) {
+        *(Vector *)(sums + 2 * k * LANES) += acc[k][0];
+        *(Vector *)(sums + (2 * k + 1) * LANES) += acc[k][1];
+    }
+}
+
+// The part of gw, as [kh][C][kw][O], that output rows first <= p < last have. Returns 0, or -1 where there is no memory.
+int NAME(weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL *gw, long first, long last) {
+    const long length = s->Q * s->N, row_pairs = s->C * s->kw, pairs = s->kh * row_pairs, lanes = 2 * LANES;
+    static const REAL zeros[CHUNK];  // for the pairs that fill up the last block
+    Rows rows = {0};
+    REAL *const turned = calloc(CHUNK * lanes, sizeof(REAL)), *const sums = malloc((pairs + PAIRS) * lanes * sizeof(REAL));
+    const int failed = !turned || !sums || NAME(open_rows)(s, x, 0, &rows);
+    const REAL *lines[s->kh + 1];
+    for (long o = 0; o < s->O && !failed; o += lanes) {
+        const long filters = smaller(lanes, s->O - o);
+        memset(sums, 0, (pairs + PAIRS) * lanes * sizeof(REAL));
+        rows.copied = 0;
+        for (long p = first; p < last; ++p) {
+            const long i0 = larger(0, s->top - p), i1 = larger(i0, smaller(s->kh, s->H + s->top - p));
+            for (long i = i0; i < i1; ++i) lines[i] = NAME(row)(s, &rows, p - s->top + i);
+            for (long m = 0; m < length; m += CHUNK) {
+                const long count = smaller(CHUNK, length - m);
+                NAME(turn)(g + (p * s->O + o) * length + m, length, filters, count, turned);
+                for (long pair = i0 * row_pairs; pair < i1 * row_pairs; pair += PAIRS) {
+                    const REAL *in[PAIRS];
+                    for (long k = pair; k < pair + PAIRS; ++k)
+                        in[k - pair] = k >= i1 * row_pairs ? zeros
+                            : lines[k / row_pairs] + k / s->kw % s->C * rows.pitch + k % s->kw * s->N + m;
+                    NAME(outer)(in, turned, count, sums + pair * lanes);
+                }
+            }
+        }
+        for (long pair = 0; pair < pairs; ++pair)
+            memcpy(gw + pair * s->O + o, sums + pair * lanes, filters * sizeof(REAL));
+    }
+    free(rows.ring), free(turned), free(sums);
+    return failed ? -1 : 0;
+}
+
+#undef Vector
+#undef Rows
+#undef LANES
+#endif

@@ -1,0 +1,30 @@
+// Which elements dropout keeps, from a counter: the mask that dropout.cu draws.
+//
+//   kept[i] = word(i) < threshold,  threshold = round((1 - rate) 2^32)
+//   word(i) = word i % 4 of Philox4x32-10 with counter (i / 4, layer, step, 0) and the seed as key
+//
+// kept any shape, i in C order. Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011).
+#include <stdint.h>
+
+enum { BESIDE = 16 };  // blocks whose rounds run beside each other, for the compiler to put into vectors
+
+void dropout_kept(uint8_t *kept, long count, uint32_t layer, uint32_t step, uint64_t seed, uint64_t threshold) {
+    for (long block = 0; 4 * block < count; block += BESIDE) {
+        uint32_t words[4][BESIDE];
+        for (int k = 0; k < BESIDE; ++k) {
+            words[0][k] = (uint32_t)(block + k), words[1][k] = layer, words[2][k] = step, words[3][k] = 0;
+        }
+        uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+        for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
+            for (int k = 0; k < BESIDE; ++k) {
+                const uint64_t product0 = words[0][k] * (uint64_t)0xD2511F53u;
+                const uint64_t product1 = words[2][k] * (uint64_t)0xCD9E8D57u;
+                words[0][k] = (uint32_t)(product1 >> 32) ^ words[1][k] ^ key0;
+                words[1][k] = (uint32_t)product1;
+                words[2][k] = (uint32_t)(product0 >> 32) ^ words[3][k] ^ key1;
+                words[3][k] = (uint32_t)product0;
+            }
+        for (long i = 4 * block; i < 4 * (block + BESIDE) && i < count; ++i)
+            kept[i] = words[i % 4][i / 4 - block] < threshold;
+    }
+}

@@ -1,0 +1,110 @@
+"""The sources of the kernels; and our own C, compiled at first use by the machine's C compiler, as CuPy compiles .cu.
+
+What is compiled is kept in the user's cache folder, under a name that says what it was made from and for: the source,
+the command, and all that the compiler predefines, its version and the processor's features among it. So a folder that
+unlike machines share never gives one the other's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+TIMEOUT = 120  # seconds that the compiler has
+
+
+class CompilerError(RuntimeError):
+    """There is no compiled code; the message says why in a few words."""
+
+
+def kernel_folder() -> Path:
+    """The folder of the sources: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "kernels", package.parent / "kernels"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no kernels/ in {package} or beside it: install minicnn again")
+
+
+def cache_folder() -> Path:
+    """$MINICNN_CACHE, else minicnn in the user's cache folder. Raises RuntimeError where there is no home folder."""
+    return Path(
+        os.environ.get("MINICNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minicnn"
+    ).expanduser()
+
+
+def load(sources: Sequence[Path]) -> ctypes.CDLL:
+    """The library of C files of one folder, compiled where no earlier process has done it. Raises CompilerError."""
+    command = [*_compiler(), "-O3", *_native(), "-std=gnu11", "-shared", "-fPIC"]
+    predefined = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
+    texts = [path.read_bytes() for path in (*sources, *sorted(sources[0].parent.glob("*.h")))]
+    made_from = hashlib.sha256(b"\0".join([*texts, shlex.join(command).encode(), predefined])).hexdigest()
+    try:
+        folder = _private(cache_folder() / "compiled")
+        library = folder / f"{sources[0].stem}-{made_from[:32]}.so"
+        if _is_ours(library):
+            with contextlib.suppress(OSError):  # a damaged one is made again
+                return ctypes.CDLL(str(library))
+        _compile(command, sources, library)
+        return ctypes.CDLL(str(library))
+    except (OSError, RuntimeError) as error:
+        raise CompilerError(f"the C kernels cannot be built or loaded ({error})") from error
+
+
+def _compiler() -> list[str]:
+    if given := os.environ.get("CC"):
+        return shlex.split(given)
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    raise CompilerError("no C compiler found")
+
+
+def _native() -> list[str]:
+    return ["-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"]
+
+
+def _run(command: list[str]) -> bytes:
+    try:
+        return subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompilerError(f"{command[0]} does not run ({error})") from error
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").splitlines()
+        reason = next((line for line in lines if "error" in line), f"exit status {error.returncode}")
+        raise CompilerError(f"{command[0]} failed: {reason}") from error
+
+
+def _private(folder: Path) -> Path:
+    """The folder, which nobody else can write to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def _is_ours(library: Path) -> bool:
+    """Whether it is there, belongs to this user, and nobody else can have written to it."""
+    if not library.exists():
+        return False
+    status = library.stat()
+    return (
+        not hasattr(os, "getuid") or status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    )
+
+
+def _compile(command: list[str], sources: Sequence[Path], library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".compiling-") as folder:
+        made = Path(folder) / library.name
+        _run([*command, *map(str, sources), "-o", str(made)])
+        made.chmod(0o700)
+        os.replace(made, library)

@@ -1,0 +1,153 @@
+"""The heavy operations on the CPU by our own C (kernels/*.c): those of kernels_numpy.py, which says what each does, the
+rows divided among the threads. The bits are the same for any number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from minicnn import buffers, compiled
+from minicnn.threads import over_rows
+
+Array = np.ndarray
+Size = tuple[int, int]  # rows, columns
+
+SOURCES = ("conv2d.c", "relu.c", "max_pool2d.c", "dropout.c", "nesterov.c")
+
+# The functions and what they take. "sizes": a struct Sizes; "array": a pointer; "real": a number of the REAL in use.
+# They return nothing; those with "status" in front return whether they had no memory.
+FUNCTIONS = {
+    "pack": "sizes array array array",
+    "correlate": "status sizes array array array int array long long",
+    "weight_grad": "status sizes array array array long long",
+    "relu_grad": "array array array long",
+    "max_pool2d": "array array array long long long long long long",
+    "max_pool2d_grad": "array array array array array long long long long int long long",
+    "nesterov": "array array array long real real real",
+}
+
+
+class Sizes(ctypes.Structure):
+    """The struct of the same name in conv2d.c."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("H", "C", "W", "N", "O", "P", "Q", "kh", "kw", "top", "left")]
+
+
+class CKernels:
+    """The functions of kernels_numpy.py. Raises CompilerError where the sources cannot be compiled."""
+
+    def __init__(self) -> None:
+        library = compiled.load([compiled.kernel_folder() / source for source in SOURCES])
+        self._functions = {}
+        for real in (ctypes.c_float, ctypes.c_double):
+            types: dict[str, Any] = {"sizes": ctypes.POINTER(Sizes), "array": ctypes.c_void_p, "real": real}
+            types |= {"int": ctypes.c_int, "long": ctypes.c_long}
+            for name, parameters in FUNCTIONS.items():
+                function = library[f"{name}_{'float' if real is ctypes.c_float else 'double'}"]
+                function.argtypes = [types[kind] for kind in parameters.removeprefix("status ").split()]
+                function.restype = ctypes.c_int if parameters.startswith("status") else None
+                self._functions[name, np.dtype(real)] = function
+        self._kept = library["dropout_kept"]
+        self._kept.argtypes = [ctypes.c_void_p, ctypes.c_long, *2 * [ctypes.c_uint32], *2 * [ctypes.c_uint64]]
+        self._kept.restype = None
+        self._padded_filters = library["padded_filters"]
+        self._padded_filters.argtypes, self._padded_filters.restype = [ctypes.c_long], ctypes.c_long
+
+    def _call(self, name: str, dtype: np.dtype, *arguments: Any) -> None:
+        """A C function in the version for dtype; arrays are passed as pointers to their first element."""
+        passed = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+        if self._functions[name, dtype](*passed):
+            raise MemoryError(f"no memory for the rows that {name} works on")
+
+    def correlate(
+        self, x: Array, w: Array, y: Array, offset: Size, bias: Array | None = None, relu: bool = False
+    ) -> Array:
+        filters, channels, *kernel = w.shape
+        sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
+        bias = None if bias is None else np.ascontiguousarray(bias)
+        packed = np.empty(self._padded_filters(filters) * channels * math.prod(kernel), x.dtype)
+        strides = np.array(w.strides, ctypes.c_long) // w.itemsize
+        self._call("pack", x.dtype, sizes, w, strides, packed)
+
+        def rows(first, last):
+            self._call("correlate", x.dtype, sizes, x, packed, bias, relu, y, first, last)
+
+        over_rows(rows, y)
+        return y
+
+    def product(self, x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
+        y = np.empty((w.shape[1], x.shape[1]), x.dtype)
+
+        def units(first, last):
+            filters, part = w[:, first:last].T[:, :, None, None], y[None, first:last, None]
+            self.correlate(x[None, :, None], filters, part, (0, 0), None if bias is None else bias[first:last], relu)
+
+        over_rows(units, y)
+        return y
+
+    def weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
+        sizes = Sizes(*x.shape, *_output(g), *kernel, *offset)
+
+        def rows(first, last):
+            part = np.empty((kernel[0], x.shape[1], kernel[1], g.shape[1]), x.dtype)
+            self._call("weight_grad", x.dtype, sizes, x, g, part, first, last)
+            return part
+
+        return functools.reduce(np.add, over_rows(rows, g))
+
+    def product_weight_grad(self, x: Array, g: Array) -> Array:
+        gw = np.empty((len(x), len(g)), x.dtype)
+
+        def inputs(first, last):
+            sizes = Sizes(1, last - first, 1, x.shape[1], len(g), 1, 1, 1, 1, 0, 0)
+            self._call("weight_grad", x.dtype, sizes, x[first:last], g, gw[first:last], 0, 1)
+
+        over_rows(inputs, x)
+        return gw
+
+    def relu_grad(self, g: Array, y: Array) -> Array:
+        gx = buffers.empty(g.shape, g.dtype)
+
+        def rows(first, last):
+            self._call("relu_grad", g.dtype, g[first:last], y[first:last], gx[first:last], gx[first:last].size)
+
+        over_rows(rows, gx)
+        return gx
+
+    def max_pool2d(self, x: Array, size: int) -> tuple[Array, Array]:
+        _, channels, width, images = x.shape
+        y = buffers.empty((len(x) // size, channels, width // size, images), x.dtype)
+        winner = np.empty(y.shape, np.uint8)
+
+        def rows(first, last):
+            self._call("max_pool2d", x.dtype, x, y, winner, channels, width, images, size, first, last)
+
+        over_rows(rows, y)
+        return y, winner
+
+    def max_pool2d_grad(self, g: Array, x: Array, y: Array, winner: Array, size: int, ties: str) -> Array:
+        gx = buffers.empty(x.shape, g.dtype)
+        gx[len(y) * size :] = 0
+
+        def rows(first, last):
+            self._call("max_pool2d_grad", g.dtype, g, x, y, winner, gx, *x.shape[1:], size, ties == "all", first, last)
+
+        over_rows(rows, y)
+        return gx
+
+    def kept_by_dropout(self, count: int, layer: int, step: int, seed: int, threshold: int) -> Array:
+        kept = np.empty(count, bool)
+        self._kept(kept.ctypes.data, count, layer, step, seed, threshold)
+        return kept
+
+    def nesterov(self, w: Array, velocity: Array, g: Array, lr: float, momentum: float, l2_gradient: float) -> None:
+        self._call("nesterov", w.dtype, w, velocity, g, w.size, lr, momentum, l2_gradient)
+
+
+def _output(y: Array) -> tuple[int, int, int]:
+    """O, P, Q of Sizes."""
+    return y.shape[1], y.shape[0], y.shape[2]

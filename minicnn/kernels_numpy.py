@@ -1,0 +1,128 @@
+"""The heavy operations on the CPU in plain NumPy: for a machine without a C compiler, and for a first reading.
+
+kernels_c.py has the same functions by our own C, several times as fast. Arrays lie as cpu.py says: images (H, C, W, N),
+outputs (P, O, Q, N), contiguous. Equal windows have equal sums to the last bit, and an image's numbers do not depend on
+the images beside it: every window is a product of its own with the filters, all of one shape.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Array = np.ndarray
+Size = tuple[int, int]  # rows, columns
+
+
+def columns(x: Array, size_out: Size, kernel: Size, offset: Size) -> Array:
+    """What every output is a sum of (im2col): x (H, C, W, N) -> (P, Q, N, C kh kw), zero outside the image."""
+    height, channels, width, images = x.shape
+    padded = np.zeros((size_out[0] + kernel[0] - 1, channels, size_out[1] + kernel[1] - 1, images), x.dtype)
+    inside = padded[offset[0] : offset[0] + height, :, offset[1] : offset[1] + width]
+    inside[...] = x[: len(inside), :, : inside.shape[2]]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(0, 2))  # (P, C, Q, N, kh, kw)
+    return windows.transpose(0, 2, 3, 1, 4, 5).reshape(*size_out, images, channels * math.prod(kernel))
+
+
+def correlate(x: Array, w: Array, y: Array, offset: Size, bias: Array | None = None, relu: bool = False) -> Array:
+    """y[p, o, q, n] = bias[o] + sum_{i,c,j} w[o, c, i, j] x[p + i - top, c, q + j - left, n], then max(y, 0) with relu.
+
+    w (O, C, kh, kw) of any strides, offset (top, left). Writes and returns y.
+    """
+    windows = columns(x, (len(y), y.shape[2]), w.shape[2:], offset)
+    filters = np.ascontiguousarray(w).reshape(len(w), windows.shape[-1])
+    y[...] = np.matmul(filters, windows[..., None])[..., 0].transpose(0, 3, 1, 2)
+    if bias is not None:
+        y += bias[:, None, None]
+    return np.maximum(y, 0, out=y) if relu else y
+
+
+def product(x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
+    """x w + bias as a convolution of images of one pixel: x (D, N), w (D, U) of any strides -> (U, N)."""
+    y = np.empty((1, w.shape[1], 1, x.shape[1]), x.dtype)
+    return correlate(x[None, :, None], w.T[:, :, None, None], y, (0, 0), bias, relu)[0, :, 0]
+
+
+def weight_grad(x: Array, g: Array, kernel: Size, offset: Size) -> Array:
+    """gw[i, c, j, o] = sum_{p,q,n} g[p, o, q, n] x[p + i - top, c, q + j - left, n] -> (kh, C, kw, O)."""
+    windows = columns(x, (len(g), g.shape[2]), kernel, offset)
+    gw = np.tensordot(windows, g, ((0, 1, 2), (0, 2, 3)))
+    return gw.reshape(x.shape[1], *kernel, g.shape[1]).transpose(1, 0, 2, 3)
+
+
+def product_weight_grad(x: Array, g: Array) -> Array:
+    """x g^T: x (D, N), g (U, N) -> (D, U)."""
+    return x @ g.T
+
+
+def select(g: Array, chosen: Array, out: Array) -> Array:
+    """out = g where chosen, else 0, whatever g holds: g's bits times 1 or 0. Of the numbers themselves infinity times 0
+    would be NaN, and np.where takes ten times as long."""
+    bits = np.dtype(f"i{g.itemsize}")
+    np.multiply(g.view(bits), chosen, out=out.view(bits))
+    return out
+
+
+def relu_grad(g: Array, y: Array) -> Array:
+    """g where y > 0, else 0. Any shape."""
+    return select(g, y > 0, np.empty_like(g))
+
+
+def _members(x: Array, size: int) -> list[Array]:
+    """The size^2 members of every pooling window in raster order, each (P, C, Q, N)."""
+    height, width = x.shape[0] // size * size, x.shape[2] // size * size
+    return [x[i:height:size, :, j:width:size] for i in range(size) for j in range(size)]
+
+
+def max_pool2d(x: Array, size: int) -> tuple[Array, Array]:
+    """y (P, C, Q, N), the maximum of every window, NaN larger than any number; winner, the raster position of its first
+    (uint8)."""
+    y = np.maximum.reduce(_members(x, size))
+    winner = np.zeros(y.shape, np.uint8)
+    for position, member in reversed(list(enumerate(_members(x, size)))):
+        winner[_equal(member, y)] = position
+    return y, winner
+
+
+def max_pool2d_grad(g: Array, x: Array, y: Array, winner: Array, size: int, ties: str) -> Array:
+    """g to the winner (ties "first") or to every member equal to the maximum ("all"), 0 elsewhere -> x's shape."""
+    gx = np.zeros(x.shape, g.dtype)
+    for position, (member, target) in enumerate(zip(_members(x, size), _members(gx, size), strict=True)):
+        np.copyto(target, g, where=winner == position if ties == "first" else _equal(member, y))
+    return gx
+
+
+def _equal(a: Array, b: Array) -> Array:
+    return (a == b) | (np.isnan(a) & np.isnan(b))
+
+
+def philox(blocks: int, layer: int, step: int, seed: int) -> Array:
+    """Philox4x32-10 (Salmon et al., SC 2011) of the counters (0..blocks-1, layer, step, 0) -> (blocks, 4) uint32."""
+    low, word = np.uint64(0xFFFFFFFF), np.uint64(32)
+    counter = [np.arange(blocks, dtype=np.uint64), *(np.full(blocks, v, np.uint64) for v in (layer, step, 0))]
+    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    for _ in range(10):
+        product0, product1 = counter[0] * np.uint64(0xD2511F53), counter[2] * np.uint64(0xCD9E8D57)
+        counter = [
+            (product1 >> word) ^ counter[1] ^ np.uint64(key[0]),
+            product1 & low,
+            (product0 >> word) ^ counter[3] ^ np.uint64(key[1]),
+            product0 & low,
+        ]
+        key = [key[0] + 0x9E3779B9 & 0xFFFFFFFF, key[1] + 0xBB67AE85 & 0xFFFFFFFF]
+    return np.stack(counter, axis=1).astype(np.uint32)
+
+
+def kept_by_dropout(count: int, layer: int, step: int, seed: int, threshold: int) -> Array:
+    """Whether word i % 4 of Philox block i // 4 is below the threshold, (count,) bool."""
+    return philox(-(-count // 4), layer, step, seed).reshape(-1)[:count] < threshold
+
+
+def nesterov(w: Array, velocity: Array, g: Array, lr: float, momentum: float, l2_gradient: float) -> None:
+    """G = g + l2_gradient w;  v <- momentum v - lr G;  w <- w + momentum v - lr G, in place on w and velocity."""
+    lr, momentum, l2_gradient = map(w.dtype.type, (lr, momentum, l2_gradient))
+    change = (g + l2_gradient * w) * lr
+    velocity *= momentum
+    velocity -= change
+    w += momentum * velocity - change

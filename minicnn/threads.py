@@ -1,0 +1,104 @@
+"""The threads among which the CPU's work is divided: rows of an array, or jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+ROW_BLOCKS = 4
+CACHED = 2**16  # numbers of an array that is not worth dividing
+
+_this_thread = threading.local()
+
+
+def _available_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Helpers:
+    """The threads that work beside the caller's, started at first use."""
+
+    def __init__(self, count):
+        self.count, self._pool, self._starting = count, None, threading.Lock()
+
+    def submit(self, work, count):
+        """Have up to `count` helpers call work(), soon, late or, at exit or where no thread can be started, never."""
+        with contextlib.suppress(RuntimeError):
+            with self._starting:
+                self._pool = self._pool or ThreadPoolExecutor(self.count)
+            for _ in range(min(count, self.count)):
+                self._pool.submit(work)
+
+
+_helpers = _Helpers(min(ROW_BLOCKS, _available_cores()) - 1)
+
+
+def threads() -> int:
+    """How many threads work on rows or on jobs, that of the caller among them."""
+    return 1 + _helpers.count
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads (at least 1) for the work on rows or on jobs; BLAS keeps its own setting."""
+    global _helpers
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    _helpers = _Helpers(count - 1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: set_threads(threads()))  # a child has none of its parent's threads
+
+
+def in_parallel(job: Callable[[Any], Any], items: Sequence) -> list:
+    """[job(item) for every item of a list], the items divided among the threads. What a job calls is not divided
+    further, unless it is the only one: threads that wait for each other would stand still. After an error, and after
+    Ctrl-C, no job begins any more."""
+    if not _helpers.count or len(items) == 1 or getattr(_this_thread, "works", False):
+        return [job(item) for item in items]
+    results, turn = [None] * len(items), itertools.count()
+    errors: list[BaseException] = []
+    working, change = 0, threading.Condition()
+
+    def work():
+        # A helper that comes late takes nothing: either no turn is left, or there is an error.
+        nonlocal working
+        with change:
+            working += 1
+        _this_thread.works = True
+        try:
+            while (i := next(turn)) < len(items) and not errors:
+                results[i] = job(items[i])
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            _this_thread.works = False
+            with change:
+                working -= 1
+                change.notify_all()
+
+    try:
+        _helpers.submit(work, len(items) - 1)
+        work()
+        with change:
+            change.wait_for(lambda: not working)
+    except BaseException as interrupt:  # between two jobs
+        errors.append(interrupt)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def over_rows(job, array):
+    """Run job(first, last) over the rows of an array cut into ROW_BLOCKS blocks, or one where it is small; the cut, and
+    so every sum, is the same for any number of threads. Returns the results in order."""
+    if array.size <= CACHED:
+        return [job(0, len(array))]
+    cuts = [len(array) * block // ROW_BLOCKS for block in range(ROW_BLOCKS + 1)]
+    blocks = [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
+    return in_parallel(lambda block: job(*block), blocks)

@@ -1,0 +1,188 @@
+"""Commands that are killed, stopped, started twice, or run out of disk: no results are lost, none are wrong."""
+
+import csv
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minicnn import cpu
+from tests.experiments.conftest import ROOT, assert_mistake, mounted, read_json, run, start, succeed
+
+COMMANDS = {  # each in several parts, the shortest that there are
+    "train": "train --network standard-distilled --epochs 4 --batch 250",
+    "attack": "attack --network standard --algorithm 4 --images 10 --seed 0",
+    "reproduce": "reproduce --epochs 1 --batch 250 --images 4 --limit 2 --refreshed 1",
+    "masking": "masking --parts control cost --images 20 --limit 2",
+}
+
+
+def timeless(value):
+    """Results less what differs from run to run: dates, seconds, and the folder that the command names."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("date", "seconds", "command", "weights")}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def contents(folder):
+    """What a command has written, file by file, but for pictures and reports, which show dates and seconds."""
+    found = {}
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if path.suffix == ".json":
+            found[name] = timeless(read_json(path))
+        elif path.suffix == ".csv":
+            rows = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+            found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        elif path.name.endswith(".checkpoint.npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                found[name] = {k: arrays[k].tobytes() for k in arrays.files if k != "history"}
+                found[name]["history"] = timeless(json.loads(str(arrays["history"])))
+        elif path.suffix == ".npz":
+            found[name] = path.read_bytes()
+        else:
+            found[name] = None
+    return found
+
+
+def prepare(folder, untrained):
+    folder.mkdir()
+    (folder / "standard.npz").write_bytes((untrained / "standard.npz").read_bytes())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_killed_at_random_moments_goes_on_to_the_same_bits(untrained, tmp_path, name):
+    """20 times kill -9, until the command gets through; then from the start, in another folder."""
+    command, whole = COMMANDS[name].split(), tmp_path / "whole"
+    prepare(whole, untrained)
+    begin = time.monotonic()
+    process = start(*command, "--out", whole)
+    assert process.communicate(timeout=300)[1] == "" and process.returncode == 0
+    duration, rng, killed, finished = time.monotonic() - begin, np.random.default_rng(0), 0, 0
+    folder = tmp_path / "0"
+    prepare(folder, untrained)
+    while killed < 20 or not finished:
+        process = start(*command, "--out", folder)
+        try:
+            _, err = process.communicate(timeout=rng.uniform(0.2, 1) * duration if killed < 20 else 300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            killed += 1
+            continue
+        assert (process.returncode, err) == (0, "")
+        assert contents(folder) == contents(whole)
+        finished += 1
+        folder = tmp_path / str(finished)
+        prepare(folder, untrained)
+    print(f"{name}: {killed} kills in {finished} runs of {duration:.1f} s")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_attack_stopped_in_its_middle_keeps_what_is_computed(untrained, tmp_path):
+    command = (*COMMANDS["attack"].split(), "--limit", 100)
+    prepare(tmp_path / "whole", untrained)
+    succeed(*command, "--out", tmp_path / "whole")
+    prepare(tmp_path / "stopped", untrained)
+    # A shell that runs pytest in the background has Ctrl-C ignored, and children inherit that.
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start(*command, "--out", tmp_path / "stopped", **default)
+    deadline = time.monotonic() + 60
+    while not (kept := list((tmp_path / "stopped").glob("parts/*.npz"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "\nstopped; what is computed is kept: the same command goes on from there\n"
+    parts = len(list((tmp_path / "whole").glob("parts/*.npz")))
+    assert 1 <= len(kept) < parts == 3
+    written = {path: path.stat().st_mtime_ns for path in kept}
+    succeed(*command, "--out", tmp_path / "stopped")
+    assert {path: path.stat().st_mtime_ns for path in kept} == written
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("experiment", ["attack", "proof1", "benchmark"])
+def test_command_stopped_promises_only_what_it_keeps(untrained, tmp_path, monkeypatch, experiment):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.common.environment", stop)
+    small = {"benchmark": ("--threads", cpu.threads(), "--repeats", 1), "proof1": ("--images", 1)}
+    options = small.get(experiment, ("--images", 2, "--limit", 1, "--weights", untrained / "standard.npz"))
+    code, _, err = run(experiment, *options, "--out", tmp_path)
+    kept = "; what is computed is kept: the same command goes on from there"
+    assert (code, err) == (130, f"\nstopped{kept if experiment == 'attack' else ''}\n")
+
+
+def test_two_commands_in_one_folder(untrained, tmp_path):
+    """One does its work; the others end at once, with one line."""
+    prepare(tmp_path / "out", untrained)
+    command = (*COMMANDS["attack"].split(), "--out", tmp_path / "out")
+    processes = [start(*command) for _ in range(3)]
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+    refused = f"error: another command is at work in {tmp_path / 'out'}: wait for it, or choose another --out\n"
+    assert sorted(ends) == sorted([("", 0), (refused, 2), (refused, 2)])
+    before = contents(tmp_path / "out")
+    succeed(*command)
+    assert contents(tmp_path / "out") == before
+
+
+FULL = {  # what does not fit, where there are so many kilobytes of room
+    "train": ("train --epochs 1 --batch 500", "standard-batch500.checkpoint.npz", 1000),
+    "attack": ("attack --network standard --images 297 --limit 1", "parts/", 400),
+    "saliency_maps": ("saliency_maps --network standard --limit 1", "saliency_maps_standard_plain.json", 100),
+    "its pictures": ("saliency_maps --network standard --limit 1", "saliency_maps_standard_plain.png", 235),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_disk_is_one_line_that_names_the_file(untrained, tmp_path, name):
+    """Nothing half written is left, and with more room the same command gets through."""
+    command, missing, room = FULL[name]
+    with mounted(tmp_path / "full", "size=20m") as disk:
+        prepare(disk / "out", untrained)
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - 1024 * room))
+        command = (*command.split(), "--out", disk / "out")
+        assert_mistake(command, f"{disk}/out/{missing}", "No space left on device")
+        assert not [path for path in disk.rglob("*") if path.name.endswith(".partial")]
+        (disk / "filler").unlink()
+        succeed(*command)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files that is an error, no signal")
+def test_file_beyond_the_limit_of_the_user_is_one_line_that_names_it(tmp_path):
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))}
+    process = start("train", "--epochs", 1, "--batch", 500, "--out", tmp_path, **limit)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (2, f"error: {tmp_path}/standard-batch500.checkpoint.npz: File too large\n")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_folder_that_is_read_only_serves_networks(untrained, tmp_path, read_only):
+    """Nothing is written to where a network is only read."""
+    command = ("attack", "--images", 2, "--limit", 1)
+    subprocess.run(["mount", "-o", "remount,rw", str(read_only)], check=True)
+    (read_only / "standard.npz").write_bytes((untrained / "standard.npz").read_bytes())
+    subprocess.run(["mount", "-o", "remount,ro", str(read_only)], check=True)
+    succeed(*command, "--weights", read_only / "standard.npz", "--out", tmp_path / "out")
+    assert_mistake((*command, "--out", read_only), read_only, "Read-only file system")
+
+
+def test_lock_is_not_kept_by_a_killed_command(untrained, tmp_path):
+    code = "import os, signal; from pathlib import Path; from experiments import common\n"
+    code += f"with common._alone(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL and (tmp_path / ".lock").exists()
+    succeed("attack", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)

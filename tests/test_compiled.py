@@ -1,0 +1,246 @@
+"""Our own C: compiled once, kept privately, never for another machine, and done without where there is no compiler."""
+
+import ctypes
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minicnn import compiled, cpu, kernels_c
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: install gcc or clang"
+)
+SOURCE = "int answer(void) { return ANSWER; }\n"
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A small C file, and a cache folder of its own."""
+    monkeypatch.setenv("MINICNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    path = tmp_path / "small.c"
+    path.write_text(SOURCE.replace("ANSWER", "42"))
+    return path
+
+
+def kept(tmp_path):
+    return sorted((tmp_path / "cache" / "compiled").glob("*.so"))
+
+
+@NEEDS_COMPILER
+def test_compiled_once(source, tmp_path, monkeypatch):
+    assert compiled.load([source]).answer() == 42
+    (library,) = kept(tmp_path)
+    monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert compiled.load([source]).answer() == 42
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700 and stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
+
+
+@NEEDS_COMPILER
+def test_compiled_anew_for_another_source_command_or_processor(source, tmp_path, monkeypatch):
+    compiled.load([source])
+    source.write_text(SOURCE.replace("ANSWER", "43"))
+    assert compiled.load([source]).answer() == 43 and len(kept(tmp_path)) == 2
+    monkeypatch.setenv("CC", f"{next(filter(shutil.which, ('gcc', 'cc', 'clang')))} -DOTHER")
+    compiled.load([source])
+    assert len(kept(tmp_path)) == 3
+    run = compiled._run
+    monkeypatch.setattr(compiled, "_run", lambda c: run(c) + b"#define __OTHER_CPU__" if "-dM" in c else run(c))
+    compiled.load([source])
+    assert len(kept(tmp_path)) == 4
+
+
+@NEEDS_COMPILER
+def test_compiled_file_that_others_could_write_is_replaced(source, tmp_path):
+    compiled.load([source])
+    (library,) = kept(tmp_path)
+    library.unlink()  # it is mapped into this process
+    library.write_bytes(b"not ours")
+    library.chmod(0o777)
+    assert compiled.load([source]).answer() == 42
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+
+
+@NEEDS_COMPILER
+def test_compiled_file_that_is_damaged_is_made_again(source, tmp_path):
+    compiled.load([source])
+    (library,) = kept(tmp_path)
+    library.unlink()  # it is mapped into this process
+    library.write_bytes(b"damaged")
+    library.chmod(0o700)
+    assert compiled.load([source]).answer() == 42
+
+
+def test_compiled_without_a_compiler(source, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(compiled.CompilerError, match="no C compiler found"):
+        compiled.load([source])
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    with pytest.raises(compiled.CompilerError, match="/no/such/compiler does not run"):
+        compiled.load([source])
+
+
+@NEEDS_COMPILER
+def test_compiled_source_with_an_error(source):
+    source.write_text("int answer(void) { return missing; }\n")
+    with pytest.raises(compiled.CompilerError, match="small.c.*missing"):
+        compiled.load([source])
+
+
+def who_convolves(**environment):
+    """What a fresh process says of its convolutions."""
+    code = "import numpy as np; from minicnn import cpu; print(cpu.convolutions())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    return result.stdout.strip() or result.stderr.strip().splitlines()[-1]
+
+
+def test_convolutions_say_who_does_them(tmp_path):
+    assert who_convolves(MINICNN_CONV="numpy") == "numpy: MINICNN_CONV asks for it"
+    nothing = {"CC": "/no/such/compiler", "MINICNN_CACHE": str(tmp_path)}
+    assert who_convolves(MINICNN_CONV="", **nothing).startswith("numpy: /no/such/compiler does not run")
+    assert "CompilerError" in who_convolves(MINICNN_CONV="compiled", **nothing)
+    assert "MINICNN_CONV must be numpy or compiled, got 'other'" in who_convolves(MINICNN_CONV="other")
+
+
+@NEEDS_COMPILER
+def test_convolutions_are_compiled_where_there_is_a_compiler():
+    assert who_convolves(MINICNN_CONV="") == "compiled"
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def road(request, monkeypatch):
+    """Both ways to do a convolution, one after the other."""
+    monkeypatch.setenv("MINICNN_CONV", request.param)
+    cpu._kernels.cache_clear()
+    try:
+        cpu.convolutions()
+    except compiled.CompilerError as error:
+        pytest.skip(str(error))
+    yield request.param
+    monkeypatch.undo()
+    cpu._kernels.cache_clear()
+
+
+def naive(x, w, b, size_out, offset):
+    """The formula, in float64: x (N, C, H, W), w (O, C, kh, kw)."""
+    padded = np.zeros((*x.shape[:2], size_out[0] + w.shape[2] + x.shape[2], size_out[1] + w.shape[3] + x.shape[3]))
+    padded[:, :, offset[0] : offset[0] + x.shape[2], offset[1] : offset[1] + x.shape[3]] = x
+    y = np.zeros((len(x), len(w), *size_out)) + b[:, None, None]
+    for i in range(w.shape[2]):
+        for j in range(w.shape[3]):
+            shifted = padded[:, :, i : i + size_out[0], j : j + size_out[1]]
+            y += np.einsum("oc,ncrs->nors", w[:, :, i, j], shifted, dtype=np.float64)
+    return y
+
+
+# images, channels, rows, columns, filters, kernel, offset: vectors and blocks that are full, short and empty
+SHAPES = [
+    (1, 1, 5, 7, 3, (3, 3), (0, 0)),
+    (128, 3, 6, 5, 9, (3, 3), (1, 1)),
+    (5, 13, 9, 8, 33, (3, 3), (0, 0)),
+    (17, 2, 4, 11, 4, (2, 5), (1, 4)),
+    (3, 4, 6, 6, 1, (1, 1), (0, 0)),
+    (2, 3, 4, 4, 2, (4, 4), (3, 3)),
+    (49, 1, 3, 3, 17, (3, 3), (2, 0)),
+    (0, 2, 5, 5, 3, (3, 3), (0, 0)),
+    (2, 0, 5, 5, 3, (3, 3), (1, 1)),
+    (2, 3, 5, 5, 0, (3, 3), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conv2d_on_both_roads(road, shape, dtype):
+    images, channels, rows, columns, filters, kernel, offset = shape
+    rng = np.random.default_rng(0)
+    x, b = (
+        rng.standard_normal((images, channels, rows, columns)).astype(dtype),
+        rng.standard_normal(filters).astype(dtype),
+    )
+    w = rng.standard_normal((filters, channels, *kernel)).astype(dtype)
+    size_out = tuple(s + 2 * o - k + 1 for s, o, k in zip((rows, columns), offset, kernel, strict=True))
+    exact = naive(x, w, b, size_out, offset)
+    tolerance = 2e-5 if dtype == np.float32 else 1e-12
+    y = cpu.conv2d(x, w, b, size_out, offset, False)
+    assert y.shape == exact.shape and y.dtype == dtype
+    np.testing.assert_allclose(y, exact, atol=tolerance * 10)
+    np.testing.assert_allclose(cpu.conv2d(x, w, b, size_out, offset, True), np.maximum(exact, 0), atol=tolerance * 10)
+    np.testing.assert_allclose(
+        cpu.conv2d(x, w, None, size_out, offset, False), naive(x, w, 0 * b, size_out, offset), atol=10 * tolerance
+    )
+
+    g = rng.standard_normal(exact.shape).astype(dtype)
+    flipped = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+    back = tuple(k - 1 - o for k, o in zip(kernel, offset, strict=True))
+    gx = cpu.conv2d_input_grad(g, w, (rows, columns), offset)
+    np.testing.assert_allclose(gx, naive(g, flipped, np.zeros(channels), (rows, columns), back), atol=tolerance * 20)
+    gw = cpu.conv2d_weight_grad(x, g, kernel, offset)
+    exact_gw = naive(x.transpose(1, 0, 2, 3), g.transpose(1, 0, 2, 3), np.zeros(filters), kernel, offset)
+    np.testing.assert_allclose(gw, exact_gw.transpose(1, 0, 2, 3), atol=tolerance * 100)
+
+
+@pytest.mark.parametrize("images", [1, 5, 16, 50, 128])
+def test_conv2d_gives_equal_windows_equal_sums(road, images):
+    """To the last bit, wherever they lie: the ties of a max-pool on a flat background rest on it."""
+    rng = np.random.default_rng(1)
+    x = np.full((images, 3, 11, 13), 0.3, np.float32)
+    w, b = rng.standard_normal((9, 3, 3, 3), np.float32), rng.standard_normal(9, np.float32)
+    y = cpu.conv2d(x, w, b, (9, 11), (0, 0), False)
+    assert (y == y[:1, :, :1, :1]).all()
+
+
+def test_conv2d_of_an_image_does_not_depend_on_its_neighbours(road):
+    rng = np.random.default_rng(2)
+    x, w, b = rng.random((70, 3, 9, 9), np.float32), rng.random((5, 3, 3, 3), np.float32), np.zeros(5, np.float32)
+    g, d = rng.random((70, 5, 7, 7), np.float32), rng.random((70, 1000), np.float32)
+    u = rng.random((1000, 7), np.float32)
+    functions = (
+        (lambda part: cpu.conv2d(x[part], w, b, (7, 7), (0, 0), True)),
+        (lambda part: cpu.conv2d_input_grad(g[part], w, (9, 9), (0, 0))),
+        (lambda part: cpu.dense(d[part], u, u[0], True)),
+        (lambda part: cpu.dense_input_grad(cpu.dense(d[part], u, u[0], True), u)),
+    )
+    for function in functions:
+        whole = function(slice(None))
+        for part in (slice(0, 1), slice(33, 36), slice(5, 70), slice(69, 70)):
+            assert (function(part) == whole[part]).all()
+
+
+def test_conv2d_has_the_same_bits_for_any_number_of_threads(road):
+    rng = np.random.default_rng(3)
+    x, w, b = rng.random((40, 8, 20, 20), np.float32), rng.random((16, 8, 3, 3), np.float32), np.zeros(16, np.float32)
+    before, found = cpu.threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            cpu.set_threads(threads)
+            y = cpu.conv2d(x, w, b, (18, 18), (0, 0), True)
+            found.append(
+                (y, cpu.conv2d_input_grad(y, w, (20, 20), (0, 0)), cpu.conv2d_weight_grad(x, y, (3, 3), (0, 0)))
+            )
+    finally:
+        cpu.set_threads(before)
+    for others in found[1:]:
+        assert all((a == b).all() for a, b in zip(found[0], others, strict=True))
+
+
+def test_conv2d_refuses_mixed_dtypes(road):
+    x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3))
+    with pytest.raises(TypeError, match="float32.*float64"):
+        cpu.conv2d(x, w, None, (2, 2), (0, 0), False)
+
+
+@NEEDS_COMPILER
+def test_sizes_are_those_of_the_source():
+    """Field by field: two that were swapped would pass unseen."""
+    source = (compiled.kernel_folder() / "conv2d.c").read_text()
+    declared = source.split("typedef struct {\n    long ")[1].split(";")[0].split(", ")
+    assert [name for name, _ in kernels_c.Sizes._fields_] == declared
+    assert all(kind is ctypes.c_long for _, kind in kernels_c.Sizes._fields_)
