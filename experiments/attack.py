@@ -11,16 +11,22 @@
 Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json.
 """
 
+from pathlib import Path
+
 from experiments import common
 from minicnn import correct
 from minicnn.paper import attacks
-from minicnn.paper.networks import NETWORKS
 from minicnn.weights import trained_at
 
 
 def results_name(options):
     """The JSON file of one attack: another for every network, algorithm and arithmetic."""
     return f"attack_{common.chosen_name(options)}_{options.algorithm}_{options.arithmetic}.json"
+
+
+def file_or_name(text):
+    """An argparse type: a weight file as a Path, or the name of a network."""
+    return Path(text) if text.endswith(".npz") else common.network_name(text)
 
 
 def main(options):
@@ -30,9 +36,11 @@ def main(options):
             "--denominator common and --other, the network that must be right on an image too, go together"
         )
     if options.other is not None:
-        known = options.other in NETWORKS
-        file = common.find_weights(options.other, options.dataset, options.out) if known else options.other
+        file = options.other
+        if not isinstance(file, Path):
+            file = common.find_weights(common.of_seed(file, options.seed), options.dataset, options.out)
         other = common.load_network(file, options.device, options.ties)
+    T = trained_at(path)
     dataset = common.load_data(options.dataset)
     network = common.load_network(path, options.device, options.ties)
     count = options.images or common.DATASET_DEFAULTS[options.dataset]["images"]
@@ -46,7 +54,7 @@ def main(options):
     common.write_json(
         options.json,
         common.environment(options)
-        | {"weights": str(path), "trained_at": trained_at(path), "ties": options.ties}
+        | {"weights": str(path), "trained_at": T, "ties": options.ties}
         | {"algorithm": options.algorithm, "setting": vars(setting), "denominator": options.denominator}
         | figures
         | {
@@ -77,5 +85,6 @@ if __name__ == "__main__":
     common.choice(parser, "--arithmetic", attacks.ARITHMETICS, "scaled", "of the scores")
     common.attack_arguments(parser)
     common.denominator_argument(parser)
-    parser.add_argument("--other", metavar="NAME|FILE.npz", help="the second network of --denominator common")
+    meaning = "the second network of --denominator common"
+    parser.add_argument("--other", type=file_or_name, metavar="NAME|FILE.npz", help=meaning)
     common.run(main, parser, results_name)

@@ -1,4 +1,4 @@
-"""What the experiments share: command line, errors, progress, trained networks, resumable parts, JSON, pictures.
+"""What the experiments share: options, progress, trained networks, resumable parts, JSON, pictures.
 
 `options`, the parsed command line, is for an experiment's main alone: the functions here that take it turn it into what
 the others need.
@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import importlib
 import io
 import json
 import math
@@ -18,7 +17,6 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,14 +24,14 @@ from pathlib import Path
 import numpy as np
 
 import minicnn
+from experiments.command import USER_ERRORS as USER_ERRORS
+from experiments.command import Parser, UsageError, default_folder, experiment_name, note
+from experiments.command import run as run
 from minicnn import backend, cpu, data, training, weights
-from minicnn.compiled import CompilerError, kernel_folder
-from minicnn.files import remove_abandoned, write_atomically
+from minicnn.compiled import kernel_folder
+from minicnn.files import write_atomically
 from minicnn.paper import attacks
 from minicnn.paper.networks import NETWORKS, PENALTY, TEMPERATURE, paper_cnn, pool_ties
-
-# Pictures go to files: whatever this is for the shell or the notebook that starts an experiment, it need not work here.
-os.environ["MPLBACKEND"] = "agg"
 
 
 def _from_here(path):
@@ -45,7 +43,6 @@ def _from_here(path):
 
 
 RESULTS = _from_here(Path(__file__).resolve().parent / "results")
-LOCK = ".lock"  # in a folder of results, held by the command that writes to it
 PIXELS = 28 * 28  # of an image of either data set
 
 # The paper's protocol ("Training parameters") is that of MNIST. The 1,500 digits need smaller batches, and the full
@@ -62,29 +59,6 @@ DENOMINATORS = {
     "all": "all images",
     "common": "the images that all networks compared classify correctly",
 }
-
-
-class UsageError(ValueError):
-    """The command line asks for something impossible; the message says what to do."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Options have their whole names, and a mistake is a UsageError, one line without the usage."""
-
-    def error(self, message):
-        raise UsageError(f"{message} (--help explains the options)")
-
-
-USER_ERRORS = (
-    UsageError,
-    attacks.AttackError,
-    data.DataError,
-    weights.WeightsError,
-    training.TrainingError,
-    backend.DeviceError,
-    MemoryError,
-    OSError,
-)
 
 
 def positive(kind):
@@ -225,137 +199,6 @@ def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
     meaning = "where both moves of a pixel score the same (Algorithms 2 and 4)"
     choice(parser, "--prefer", ("raise", "lower"), "raise", meaning)
     ties_argument(parser)
-
-
-class _Output:
-    """A standard stream that may be closed, a full disk, a pipe without a reader or a terminal of other letters: what
-    it does not take is left out, and the work goes on. error: why it takes no more, or None."""
-
-    def __init__(self, stream):
-        self.stream, self.error = stream or open(os.devnull, "w"), None
-        if hasattr(self.stream, "reconfigure"):
-            self.stream.reconfigure(errors="replace")
-
-    def write(self, text):
-        if self.error is None:
-            try:
-                self.stream.write(text)
-                self.stream.flush()
-            except OSError as error:
-                self.error = error
-                with contextlib.suppress(OSError):  # or the interpreter tries once more when it ends, and complains
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        return len(text)
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-def run(main, parser, results=lambda options: f"{experiment_name()}.json", resumes=True):
-    """Parse the command line and run main(options), alone in its folder. Exits with 2 and one line for a user's
-    mistake, 130 for Ctrl-C, 141 or 1 where standard output has taken no more, which loses no results.
-
-    results(options): name of the JSON file in the folder. resumes: whether the command goes on where it was stopped.
-    """
-    with contextlib.redirect_stdout(_Output(sys.stdout)) as out, contextlib.redirect_stderr(_Output(sys.stderr)):
-        try:
-            options = parser.parse_args()
-            options.out = options.out or default_folder(options.dataset)
-            options.json = options.json or options.out / results(options)
-            _check_machine()
-            use_one_blas_thread()
-            for path in (options.out / LOCK, options.json):
-                _check_writable(path)
-            with _alone(options.out):
-                subfolders = [path for path in options.out.iterdir() if path.is_dir()]
-                for folder in (options.json.parent, options.out, *subfolders):
-                    remove_abandoned(folder)
-                main(options)
-        except USER_ERRORS as error:
-            _exit(2, f"error: {_in_one_line(error)}")
-        except KeyboardInterrupt:
-            kept = "; what is computed is kept: the same command goes on from there" if resumes else ""
-            _exit(130, f"\nstopped{kept}")
-        except SystemExit as stop:  # of --help
-            if stop.code:
-                raise
-        if isinstance(out.error, BrokenPipeError):
-            _exit(128 + 13)  # as a tool that SIGPIPE ends
-        if out.error:
-            _exit(1, f"error: standard output: {out.error.strerror}; the results are in their files")
-
-
-def _exit(code, line=None):
-    if line:
-        print(line, file=sys.stderr)
-    sys.exit(code)
-
-
-def _in_one_line(error):
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}".removesuffix(": ")
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def _check_machine():
-    """What is used late is missed early."""
-    try:
-        cpu.convolutions()
-    except (ValueError, CompilerError) as error:
-        raise UsageError(str(error)) from None
-    for library in ("filelock", "matplotlib.figure", "threadpoolctl", "tqdm"):
-        try:
-            importlib.import_module(library)
-        except ImportError as error:
-            raise UsageError(f"{error}: pip install -e '.[experiments]'") from None
-
-
-@contextlib.contextmanager
-def _alone(folder):
-    """Nobody else writes to the folder meanwhile: two at a time would lose the results of one. Raises UsageError."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / LOCK, timeout=0):  # the system's own, which a killed process does not keep
-            yield
-    except Timeout:
-        raise UsageError(f"another command is at work in {folder}: wait for it, or choose another --out") from None
-
-
-def default_folder(dataset):
-    """Where an experiment writes without --out."""
-    return Path("runs") / dataset
-
-
-def _check_writable(path):
-    """Raises UsageError where no file of that name can be written, before there is something to write."""
-    try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder: choose a file for --json")
-        if path.exists() and not path.is_file():  # a pipe or a device, which tells when it is written to
-            return
-        folder = Path(os.path.realpath(path)).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(path)  # of a name that is too long
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}): choose another --out or --json") from None
-
-
-def experiment_name():
-    """The module that is run: "train" for python -m experiments.train."""
-    return Path(sys.argv[0]).stem
-
-
-def use_one_blas_thread():
-    """The backend functions have threads of their own over rows; those of BLAS under them would be in their way."""
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(1, "blas")
 
 
 class Progress:
@@ -515,12 +358,14 @@ def find_weights(name, dataset, folder):
     )
 
 
+def of_seed(name, seed):
+    """What train calls one of the NETWORKS that has this seed; any other name as it is."""
+    return f"{name}-seed{seed}" if seed and name in NETWORKS else name
+
+
 def chosen_name(options):
-    """What the network of the options that network_arguments adds is called in the names of files. One of the NETWORKS
-    is that of --seed."""
-    if options.weights:
-        return Path(options.weights).stem
-    return options.network + (f"-seed{options.seed}" if options.seed and options.network in NETWORKS else "")
+    """What the network of the options that network_arguments adds is called in the names of files."""
+    return Path(options.weights).stem if options.weights else of_seed(options.network, options.seed)
 
 
 def chosen_weights(options):
@@ -669,11 +514,6 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
         for name in parts[0]
     }
     return attacks.AttackResult(**joined)
-
-
-def note(text):
-    """Tell the user what was done otherwise than asked."""
-    print(f"note: {text}", file=sys.stderr)
 
 
 def environment(options):

@@ -18,6 +18,8 @@ from minicnn.paper import attacks
 from minicnn.paper.saliency import saliency_maps
 from minicnn.weights import trained_at
 
+DRAWN = 40  # images in a picture at most, which is otherwise wider than matplotlib can draw
+
 
 def describe(found, i, index, label):
     """Map i of one-channel SaliencyMaps as the dict that --index writes."""
@@ -42,6 +44,7 @@ def ending(options):
 
 def main(options):
     path = common.chosen_weights(options)
+    trained_T = trained_at(path)
     dataset = common.load_data(options.dataset)
     network = common.load_network(path, options.device, options.ties)
     tested = len(dataset.test_labels)
@@ -62,7 +65,7 @@ def main(options):
 
     run = common.environment(options) | {
         "weights": str(path),
-        "trained_at": trained_at(path),
+        "trained_at": trained_T,
         "ties": options.ties,
         "arithmetic": options.arithmetic,
     }
@@ -80,9 +83,11 @@ def main(options):
     # Bytes that are no text cannot be drawn, and what stands between two $ would be drawn as a formula.
     name = str(path).encode(errors="replace").decode().replace("$", r"\$")
     title = f"{name}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
-    samples = options.out / f"figures_1_and_2_{ending(options)}.png"
-    figures.draw_samples(samples, images, labels, result, decisions, title)
-    figures.draw_maps(options.out / f"saliency_maps_{ending(options)}.png", images, list(found.items()))
+    if len(images) > DRAWN:
+        common.note(f"the pictures show the first {DRAWN} of the {len(images)} images")
+    samples, maps = (options.out / f"{name}_{ending(options)}.png" for name in ("figures_1_and_2", "saliency_maps"))
+    figures.draw_samples(samples, images[:DRAWN], labels, result, decisions, title)
+    figures.draw_maps(maps, images[:DRAWN], list(found.items()))
 
 
 if __name__ == "__main__":

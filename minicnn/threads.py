@@ -94,7 +94,7 @@ def in_parallel(job: Callable[[Any], Any], items: Sequence) -> list:
     return results
 
 
-def over_rows(job, array):
+def over_rows(job: Callable[[int, int], Any], array: Any) -> list:
     """Run job(first, last) over the rows of an array cut into ROW_BLOCKS blocks, or one where it is small; the cut, and
     so every sum, is the same for any number of threads. Returns the results in order."""
     if array.size <= CACHED:

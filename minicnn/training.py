@@ -4,6 +4,7 @@ silent), which resumes from its checkpoint to the same bits."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import DropoutMasks, Layer
-from minicnn.ops import check_labels, check_temperature, cross_entropy
+from minicnn.ops import check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
 from minicnn.weights import get_weights, load_npz, save_npz, set_weights
 
@@ -72,8 +73,10 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
     """Logits (N, K) as a NumPy array, `chunk` images at a time, without a graph.
 
     images: what the network takes, (N, C, H, W) or (N, D). dropout: None, or the seed of masks to draw (chunk i takes
-    step i).
+    step i). Raises ValueError for a chunk below 1, and where the network gives anything but rows of logits.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
     device, dtype = network.backend, network.dtype
     logits = []
     with no_grad():
@@ -81,6 +84,10 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
             batch = Tensor(device.asarray(images[start : start + chunk], dtype=dtype))
             masks = None if dropout is None else DropoutMasks(dropout, step)
             logits.append(backend.to_host(network(batch, masks).data))
+            if logits[-1].ndim != 2 or len(logits[-1]) != len(batch):
+                raise ValueError(
+                    f"the network gives {logits[-1].shape} for {len(batch)} images: rows of logits, (N, K), are needed"
+                )
     return np.concatenate(logits)
 
 
@@ -175,14 +182,12 @@ class _Run:
 def _check_temperature_teaches(network: Layer, images: Any, targets: np.ndarray, recipe: Recipe) -> None:
     """Raises TrainingError where the temperature makes the loss of the first batch so large that training would count
     as diverged, or all its probabilities equal, which at T = 1 they are not."""
-    functions, T = backend.get("cpu").functions, recipe.temperature
-    logits = predict(network, images[: recipe.batch])
-    target = targets[: recipe.batch]
-    if target.ndim == 2:
+    T, logits, target = recipe.temperature, Tensor(predict(network, images[: recipe.batch])), targets[: recipe.batch]
+    if target.dtype.kind == "f":
         target = target.astype(logits.dtype)
     with np.errstate(all="ignore"):
-        loss, at_1 = (float(functions.cross_entropy(logits, target, t).mean(dtype=np.float64)) for t in (T, 1.0))
-        spread, spread_at_1 = (np.ptp(functions.softmax(logits, t)) for t in (T, 1.0))
+        loss, at_1 = (float(cross_entropy(logits, target, T=t).data.mean(dtype=np.float64)) for t in (T, 1.0))
+        spread, spread_at_1 = (np.ptp(softmax(logits, T=t).data) for t in (T, 1.0))
     if not loss < DIVERGED and at_1 < DIVERGED:
         raise TrainingError(
             f"at temperature {T:g} the untrained network's loss is {loss:g} already, at 1 it is {at_1:g}: "
@@ -195,15 +200,16 @@ def _check_temperature_teaches(network: Layer, images: Any, targets: np.ndarray,
         )
 
 
-def _identity(function: Callable) -> str:
-    """The name of a function, and a digest of its code where it has any: what it closes over does not count."""
+def _identity(function: Any) -> tuple[str, str]:
+    """The name of a function and a digest of its code: what it closes over does not count."""
+    if isinstance(function, functools.partial):
+        name, digest = _identity(function.func)
+        return f"{name} with {function.args} {function.keywords}", digest
     name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return name
-    constants = [c for c in code.co_consts if not hasattr(c, "co_code")]  # whose text holds an address
-    text = repr((code.co_code, constants, code.co_names, function.__defaults__))
-    return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    constants = [c for c in getattr(code, "co_consts", ()) if not hasattr(c, "co_code")]  # whose text holds an address
+    text = repr((getattr(code, "co_code", b""), constants, getattr(code, "co_names", ())))
+    return name, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fingerprint(recipe: Recipe, network: Layer, images: Any, targets: Any, loss: Callable | None) -> str:
@@ -212,13 +218,18 @@ def _fingerprint(recipe: Recipe, network: Layer, images: Any, targets: Any, loss
     for array in (images, targets, *get_weights(network).values()):
         digest.update(np.ascontiguousarray(array).data)
     settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "epochs"}
-    settings |= {"loss": _identity(loss) if loss else "cross_entropy", "data_and_initial_weights": digest.hexdigest()}
+    settings["loss"], settings["code_of_loss"] = _identity(loss) if loss else ("cross_entropy", "")
+    settings["data_and_initial_weights"] = digest.hexdigest()
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))  # the address of an object of one's own
     settings["network"] = hashlib.sha256(layers.encode()).hexdigest()
     return json.dumps(settings, sort_keys=True, default=lambda number: number.item())
 
 
-DIGESTS = {"data_and_initial_weights": "other data or initial weights", "network": "another network"}
+DIGESTS = {
+    "data_and_initial_weights": "other data or initial weights",
+    "network": "another network",
+    "code_of_loss": "another code of the loss",
+}
 
 
 def _resume(path: str | Path, run: _Run, fingerprint: str, fields: set[str]) -> list[dict]:

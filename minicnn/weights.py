@@ -49,7 +49,7 @@ def load_npz(path: Path, limit: int = LIMIT) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: not a readable .npz file of arrays (a folder): replace it") from None
     try:
         if len(contents) > limit:
-            raise WeightsError(f"{path}: larger than {limit} bytes, which is more than it can have: replace it")
+            raise WeightsError(f"{path}: larger than {limit} bytes, more than it can have: replace it")
         with zipfile.ZipFile(io.BytesIO(contents)) as archive:
             members = archive.infolist()
             if sum(member.file_size for member in members) > limit:
@@ -142,5 +142,6 @@ def trained_at(path: Path, limit: int = LIMIT) -> float | None:
 
 
 def _limit(network: Layer) -> int:
-    """Bytes that a weight file of the network can have: float64, and what names and headers take."""
-    return sum(8 * p.data.size + 2**12 for p in network.parameters().values()) + 2**16
+    """More bytes than a weight file of the network can have, in float64 and with all names; not so tight that the file
+    of another network were refused without telling what is wrong."""
+    return 8 * sum(p.data.size for p in network.parameters().values()) + 2**24

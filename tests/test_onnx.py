@@ -286,7 +286,8 @@ def test_onnx_node_tests_of_the_supported_operators():
     mapped = []
     for name in sorted(path.name for path in DATA.iterdir()):
         try:
-            found, expected = run(name)
+            with np.errstate(divide="ignore"):  # the log of an empty sum
+                found, expected = run(name)
         except Unsupported:
             continue
         mapped.append(name)

@@ -157,7 +157,9 @@ def for_each(table):
 dtypes = st.sampled_from([np.float32, np.float64])
 
 
-# Operators of Tensor
+# Operators of Tensor, which have no kernels of C
+
+each_backend = pytest.mark.parametrize("device", DEVICES, indirect=True)
 
 BROADCAST = {  # the operation, and of absolute values the one that its errors are relative to
     "add": (operator.add, operator.add),
@@ -179,6 +181,7 @@ def broadcastable(draw):
 
 
 @needs_torch
+@each_backend
 @for_each(BROADCAST)
 def test_tensor_operators_that_broadcast(device, case):
     function, bound = case
@@ -201,13 +204,13 @@ UNARY = {
     **{f"a ** {p}": power(p) for p in (0, 0.0, 1, 2, 3, -1, -2, 1.5, -1.5)},
     "exp": (Tensor.exp, lambda a: a.exp()),
     "log": (Tensor.log, lambda a: a.log()),
-    "relu": (ops.relu, lambda a: torch.where(a > 0, a, torch.where(a.isnan(), math.nan, 0.0).to(a))),
     "T": (lambda a: a.T, lambda a: a.permute(tuple(reversed(range(a.ndim))))),
     "reshape": (lambda a: a.reshape(-1, 1) if a.data.size else a, lambda a: a.reshape(-1, 1) if a.numel() else a),
 }
 
 
 @needs_torch
+@each_backend
 @for_each(UNARY)
 def test_tensor_functions_of_every_element(device, case):
     ours, theirs = case
@@ -218,6 +221,7 @@ def test_tensor_functions_of_every_element(device, case):
 
 
 @needs_torch
+@each_backend
 @pytest.mark.parametrize("p", [0.5, -0.5])
 def test_tensor_roots(device, p):
     """Of what is not negative: PyTorch takes square roots, which at -0 and -infinity are not what C's pow is."""
@@ -229,6 +233,7 @@ def test_tensor_roots(device, p):
 
 
 @needs_torch
+@each_backend
 def test_tensor_power_by_an_array(device):
     """Of the exponents those that are 0 give the gradient 0."""
 
@@ -252,6 +257,7 @@ REDUCTIONS = {
 
 
 @needs_torch
+@each_backend
 @for_each(REDUCTIONS)
 def test_tensor_reductions(device, case):
     ours, theirs = case
@@ -277,6 +283,7 @@ def test_tensor_reductions(device, case):
 
 
 @needs_torch
+@each_backend
 def test_tensor_max(device):
     """Over an axis: PyTorch's max of all shares the gradient among equal maxima."""
 
@@ -299,6 +306,7 @@ INDICES = [np.s_[0], np.s_[-1], np.s_[1:], np.s_[::-2], np.s_[..., None], np.s_[
 
 
 @needs_torch
+@each_backend
 def test_tensor_index(device):
     @examples(device)
     def on_example(draw):
@@ -318,6 +326,7 @@ def test_tensor_index(device):
 
 
 @needs_torch
+@each_backend
 def test_tensor_matmul(device):
     @examples(device)
     def on_example(draw):
@@ -339,6 +348,18 @@ def test_tensor_matmul(device):
 
 
 # Operations of a network
+
+
+@needs_torch
+def test_relu(device):
+    """Of NaN it is NaN and has the gradient 0."""
+
+    @examples(device)
+    def on_example(draw):
+        def theirs(a):
+            return torch.where(a > 0, a, torch.where(a.isnan(), math.nan, 0.0).to(a))
+
+        compare(device, draw, ops.relu, theirs, [drawn(draw, draw(shapes), draw(dtypes))])
 
 
 def convolution(draw):

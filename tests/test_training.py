@@ -306,6 +306,20 @@ LABELS_OF_ANOTHER_KIND = {  # for three images of three classes
 }
 
 
+SOFT_LABELS_OF_ANOTHER_KIND = {
+    "a column": (np.ones((3, 1), np.float32), r"soft labels must have shape \(3, 3\), got \(3, 1\)"),
+    "a class too many": (np.ones((3, 4), np.float32), r"soft labels must have shape \(3, 3\), got \(3, 4\)"),
+    "integers": (np.eye(3, dtype=int), "soft labels must have the logits' dtype float32, got int64"),
+    "three axes": (np.ones((3, 3, 1), np.float32), r"class labels must have shape \(3,\), .*got \(3, 3, 1\)"),
+}
+
+
+@pytest.mark.parametrize(("labels", "message"), SOFT_LABELS_OF_ANOTHER_KIND.values(), ids=SOFT_LABELS_OF_ANOTHER_KIND)
+def test_fit_refuses_soft_labels_of_another_kind(labels, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fit(small_cnn(), samples(3)[0], labels, dataclasses.replace(RECIPE, batch=3))
+
+
 @pytest.mark.parametrize("labels", LABELS_OF_ANOTHER_KIND.values(), ids=LABELS_OF_ANOTHER_KIND)
 def test_evaluate_correct_fit_refuse_labels_of_another_kind(labels):
     """As arrays and as lists; none of them is broadcast or rounded."""
@@ -577,7 +591,7 @@ def half(z, target):
 
 
 def test_fit_refuses_the_checkpoint_of_another_loss(tmp_path):
-    """By name, and by code where two have the same name, as lambdas have."""
+    """By name, and by code or arguments where two have the same name, as lambdas and partial functions have."""
     images, labels = samples(20)
     checkpoint = tmp_path / "checkpoint.npz"
     losses = [
@@ -585,13 +599,18 @@ def test_fit_refuses_the_checkpoint_of_another_loss(tmp_path):
         None,
         lambda z, target: cross_entropy(z, target) * 0.5,
         lambda z, target: cross_entropy(z, target) * 2,
+        partial(cross_entropy, T=3),
+        partial(cross_entropy, T=5),
     ]
     for loss in losses:
         fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint, loss=loss)
         assert fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint, loss=loss)
         for other in losses:
             if other is not loss:
-                with pytest.raises(TrainingError, match=r"of another run \(loss: .* there, .* now\): remove it"):
+                message = (
+                    r"of another run \((another code of the loss|(another .*, )?loss: .* there, .* now)\): remove it"
+                )
+                with pytest.raises(TrainingError, match=message):
                     fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint, loss=other)
         checkpoint.unlink()
 

@@ -238,6 +238,7 @@ def attack(
         if algorithm not in list(ALGORITHMS):  # a list: what cannot be hashed is unknown as well
             raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, ALGORITHMS))}")
         algorithm = ALGORITHMS[algorithm]
+    check_temperature(setting.T, network.dtype)
     scorer = _Scorer(network, algorithm, setting)
     adversarial = np.array(images, dtype=network.dtype, order="C")
     _check_range(adversarial, setting)

@@ -69,7 +69,7 @@ def saliency_maps(
     `chunk` images are in memory at a time. Returns SaliencyMaps. Raises ValueError unless T > 0, for an unknown
     arithmetic, for labels that do not fit, and for a network whose output is not (N, K).
     """
-    check_temperature(T)
+    check_temperature(T, network.dtype)
     check_arithmetic(arithmetic)
     labels = check_labels(labels, len(images))
     device, dtype = network.backend, network.dtype

@@ -144,6 +144,11 @@ def test_attack_counts_what_it_is_asked_to(trained, tmp_path):
         assert (figures["denominator"], figures["counted"]) == (denominator, counted.sum())
         assert figures["succeeded"] == (np.array(figures["succeeded_by_image"]) & (counted > 0)).sum()
         assert f"{figures['success_rate']:.1%}" in out
+    (tmp_path / "temperature-T5.npz").write_bytes(other.read_bytes())
+    succeed(*command, "--denominator", "common", "--other", "temperature-T5")
+    assert read_json(tmp_path / f"attack_{TRAINED}_1_scaled.json")["counted"] == figures["counted"]
+    assert_mistake([*command, "--denominator", "common", "--other", "student"], "--other: must be standard or")
+    assert_mistake([*command, "--denominator", "common", "--other", "temperature-T6"], "no trained network", "-T6")
     assert_mistake([*command, "--denominator", "common"], "--other")
     for denominator in ("correct", "all"):
         assert_mistake([*command, "--denominator", denominator, "--other", other], "--other", "--denominator common")

@@ -271,8 +271,8 @@ def test_folder_at_work_is_refused(tmp_path, experiment):
     held = f"""
 import time
 from pathlib import Path
-from experiments import common
-with common._alone(Path({str(tmp_path)!r})):
+from experiments import command
+with command._alone(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -310,11 +310,11 @@ def test_what_a_killed_command_left_is_removed_by_the_next(untrained, tmp_path):
 def test_more_images_than_there_are_is_said_once(untrained, tmp_path, monkeypatch, experiment):
     """And nothing else is: the work itself is left out."""
 
-    def stop(*_):
+    def stop(*_, **__):
         raise common.UsageError("stopped here")
 
     monkeypatch.setattr(common, "attack", stop)
-    monkeypatch.setattr("experiments.reproduce.find_networks", stop)
+    monkeypatch.setattr(common, "train", stop)
     path = untrained / "standard.npz"
     weights = {"masking": ["--weights", f"standard={path}", "--parts", "control"], "reproduce": []}
     options = weights.get(experiment, ["--weights", path])

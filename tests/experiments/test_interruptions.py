@@ -181,8 +181,8 @@ def test_folder_that_is_read_only_serves_networks(untrained, tmp_path, read_only
 
 
 def test_lock_is_not_kept_by_a_killed_command(untrained, tmp_path):
-    code = "import os, signal; from pathlib import Path; from experiments import common\n"
-    code += f"with common._alone(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal; from pathlib import Path; from experiments import command\n"
+    code += f"with command._alone(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL and (tmp_path / ".lock").exists()
     succeed("attack", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)

@@ -9,7 +9,7 @@ from experiments import common
 from experiments.saliency_maps import describe
 from minicnn import data
 from minicnn.paper.saliency import SaliencyMaps, saliency_maps
-from tests.experiments.conftest import PNG, assert_mistake, read_json, succeed
+from tests.experiments.conftest import PNG, assert_mistake, read_json, run, succeed
 from tests.paper import test_facts
 
 
@@ -83,6 +83,15 @@ def test_saliency_maps_of_each_network_and_arithmetic_have_files_of_their_own(un
             name = f"{path.stem}_{arithmetic}"
             expected |= {f"saliency_maps_{name}.json", f"saliency_maps_{name}.png", f"figures_1_and_2_{name}.png"}
     assert {path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".png")} == expected
+
+
+def test_saliency_maps_of_many_images_draw_the_first(untrained, tmp_path):
+    """The JSON holds them all; a picture as wide as all is none that matplotlib makes."""
+    command = ("saliency_maps", "--weights", untrained / "standard.npz", "--images", 42, "--limit", 1)
+    code, _, err = run(*command, "--out", tmp_path)
+    assert (code, err) == (0, "note: the pictures show the first 40 of the 42 images\n")
+    assert len(read_json(tmp_path / "saliency_maps_standard_plain.json")["maps"]) == 42
+    assert (tmp_path / "saliency_maps_standard_plain.png").read_bytes().startswith(PNG)
 
 
 def test_saliency_maps_keep_their_attack(untrained, tmp_path, monkeypatch):
