@@ -1,10 +1,19 @@
-// Which elements dropout keeps, from a counter: the mask that dropout.cu draws.
+// Inverted dropout from a counter: the mask that dropout.cu draws, and its application, which is its own gradient.
 //
 //   kept[i] = word(i) < threshold,  threshold = round((1 - rate) 2^32)
+//   y[i]    = kept[i] ? scale x[i] : 0,  scale = 1 / (1 - rate)
 //   word(i) = word i % 4 of Philox4x32-10 with counter (i / 4, layer, step, 0) and the seed as key
 //
-// kept any shape, i in C order. Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011).
+// The mask is drawn for i in C order; x, kept and y lie in any one order. Source: Salmon et al., Parallel random numbers:
+// as easy as 1, 2, 3 (2011); Srivastava et al. (2014).
+#ifndef REAL
+#include "common.h"
 #include <stdint.h>
+#define REAL float
+#include "dropout.c"
+#undef REAL
+#define REAL double
+#include "dropout.c"
 
 enum { BESIDE = 16 };  // blocks whose rounds run beside each other, for the compiler to put into vectors
 
@@ -28,3 +37,9 @@ void dropout_kept(uint8_t *kept, long count, uint32_t layer, uint32_t step, uint
             kept[i] = words[i % 4][i / 4 - block] < threshold;
     }
 }
+#else
+
+void NAME(dropout)(const REAL *x, const uint8_t *kept, REAL scale, REAL *y, long count) {
+    for (long i = 0; i < count; ++i) y[i] = kept[i] ? scale * x[i] : 0;
+}
+#endif

@@ -279,8 +279,17 @@ def dropout(x: Array, rate: float, seed: int, layer: int, step: Step) -> tuple[A
 @_underflows
 def dropout_grad(g: Array, kept: Array, rate: float, seed: int, layer: int, step: Step) -> Array:
     """Gradient of dropout, which is linear: the same mask and factor. Here the mask is kept; CUDA draws it again."""
-    scaled = np.multiply(g, g.dtype.type(1 / (1 - rate)))
-    return kernels_numpy.select(scaled, kept, np.empty_like(scaled))
+    g = _without_gaps(g, g)
+    return _kernels()[0].dropout(g, _without_gaps(kept, g), 1 / (1 - rate))
+
+
+def _without_gaps(x, like):
+    """x in memory as numpy.empty_like(like) lies, copied only where it does not."""
+    alike = np.empty_like(like, x.dtype)
+    if alike.strides == x.strides:
+        return x
+    alike[...] = x
+    return alike
 
 
 @_underflows

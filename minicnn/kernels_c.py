@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minicnn import buffers, compiled
-from minicnn.threads import over_rows
+from minicnn.threads import MULTIPLY_ADDS, over_rows
 
 Array = np.ndarray
 Size = tuple[int, int]  # rows, columns
@@ -27,6 +27,7 @@ FUNCTIONS = {
     "relu_grad": "array array array long",
     "max_pool2d": "array array array long long long long long long",
     "max_pool2d_grad": "array array array array array long long long long int long long",
+    "dropout": "array array real array long",
     "nesterov": "array array array long real real real",
 }
 
@@ -76,7 +77,7 @@ class CKernels:
         def rows(first, last):
             self._call("correlate", x.dtype, sizes, x, packed, bias, relu, y, first, last)
 
-        over_rows(rows, y)
+        over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
         return y
 
     def product(self, x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
@@ -86,7 +87,7 @@ class CKernels:
             filters, part = w[:, first:last].T[:, :, None, None], y[None, first:last, None]
             self.correlate(x[None, :, None], filters, part, (0, 0), None if bias is None else bias[first:last], relu)
 
-        over_rows(units, y)
+        over_rows(units, y, y.size * len(x) // MULTIPLY_ADDS)
         return y
 
     def weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
@@ -97,7 +98,7 @@ class CKernels:
             self._call("weight_grad", x.dtype, sizes, x, g, part, first, last)
             return part
 
-        return functools.reduce(np.add, over_rows(rows, g))
+        return functools.reduce(np.add, over_rows(rows, g, g.size * x.shape[1] * math.prod(kernel) // MULTIPLY_ADDS))
 
     def product_weight_grad(self, x: Array, g: Array) -> Array:
         gw = np.empty((len(x), len(g)), x.dtype)
@@ -106,7 +107,7 @@ class CKernels:
             sizes = Sizes(1, last - first, 1, x.shape[1], len(g), 1, 1, 1, 1, 0, 0)
             self._call("weight_grad", x.dtype, sizes, x[first:last], g, gw[first:last], 0, 1)
 
-        over_rows(inputs, x)
+        over_rows(inputs, x, g.size * len(x) // MULTIPLY_ADDS)
         return gw
 
     def relu_grad(self, g: Array, y: Array) -> Array:
@@ -143,6 +144,11 @@ class CKernels:
         kept = np.empty(count, bool)
         self._kept(kept.ctypes.data, count, layer, step, seed, threshold)
         return kept
+
+    def dropout(self, x: Array, kept: Array, scale: float) -> Array:
+        y = np.empty_like(x)
+        self._call("dropout", x.dtype, x, kept, scale, y, x.size)
+        return y
 
     def nesterov(self, w: Array, velocity: Array, g: Array, lr: float, momentum: float, l2_gradient: float) -> None:
         self._call("nesterov", w.dtype, w, velocity, g, w.size, lr, momentum, l2_gradient)

@@ -119,6 +119,11 @@ def kept_by_dropout(count: int, layer: int, step: int, seed: int, threshold: int
     return philox(-(-count // 4), layer, step, seed).reshape(-1)[:count] < threshold
 
 
+def dropout(x: Array, kept: Array, scale: float) -> Array:
+    """x times scale where kept, else 0, whatever x holds. Any shape; both lie in memory alike, without gaps."""
+    return select(x * x.dtype.type(scale), kept, np.empty_like(x))
+
+
 def nesterov(w: Array, velocity: Array, g: Array, lr: float, momentum: float, l2_gradient: float) -> None:
     """G = g + l2_gradient w;  v <- momentum v - lr G;  w <- w + momentum v - lr G, in place on w and velocity."""
     lr, momentum, l2_gradient = map(w.dtype.type, (lr, momentum, l2_gradient))
