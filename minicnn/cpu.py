@@ -13,6 +13,7 @@ image's numbers do not depend on the images beside it.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -169,6 +170,20 @@ def max_pool2d_grad(g: Array, x: Array, y: Array, winner: Array, size: int, ties
     """
     _check_dtypes(g, x, y)
     return _logical(_kernels()[0].max_pool2d_grad(*map(_physical, (g, x, y, winner)), size, ties))
+
+
+def flatten(x: Array) -> Array:
+    """(N, ...) -> (N, D); of images the result lies as (C H W, N), which is what dense reads."""
+    if x.ndim != 4:
+        return x.reshape(len(x), math.prod(x.shape[1:]))
+    return x.transpose(1, 2, 3, 0).reshape(math.prod(x.shape[1:]), len(x)).T
+
+
+def unflatten(g: Array, shape: tuple[int, ...]) -> Array:
+    """The reverse of flatten: (N, D) -> shape (N, ...)."""
+    if len(shape) != 4:
+        return g.reshape(shape)
+    return g.T.reshape(*shape[1:], shape[0]).transpose(3, 0, 1, 2)
 
 
 def _sum_classes(p):

@@ -506,6 +506,12 @@ class Cuda:
         self._launch("gather", self._type(data), (batch,), (256 if row_size > 32 else 32,), *arguments)
         return rows
 
+    def flatten(self, x: Array) -> Array:
+        return self._inputs(x).reshape(len(x), math.prod(x.shape[1:]))
+
+    def unflatten(self, g: Array, shape: tuple[int, ...]) -> Array:
+        return self._inputs(g).reshape(shape)
+
     def take_images(self, x: Array, chosen: Array) -> Array:
         return self.xp.take(x, chosen, axis=0)
 

@@ -197,10 +197,10 @@ class Dropout(Layer):
 
 
 class Flatten(Layer):
-    """(N, C, H, W) -> (N, C H W)."""
+    """(N, C, H, W) -> (N, C H W), in logical order."""
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
-        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        return ops.flatten(x)
 
 
 class TemperatureSoftmax(Layer):

@@ -180,6 +180,13 @@ def _check_counter(name: str, number: Any, bits: int) -> None:
 
 
 @op
+def flatten(x: Array) -> ValueAndPullbacks:
+    """Images (N, C, H, W), or anything else of N, as rows (N, D) in logical (C) order."""
+    f = _functions(x)
+    return f.flatten(x), (lambda g: f.unflatten(g, x.shape),)
+
+
+@op
 def dropout(x: Array, rate: float, seed: int, layer: int, step: Any) -> ValueAndPullbacks:
     """Inverted dropout: each element is 0 with probability `rate`, else multiplied by 1 / (1 - rate).
 

@@ -185,6 +185,16 @@ def test_relu_keeps_nan(device, shape, dtype):
     assert np.array_equal(host(x.grad), np.where(values > 0, g, dtype(0)))
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5), (1, 3, 1, 2), (0, 2, 3, 4), (4, 7), (2, 3, 5)], ids=str)
+def test_flatten_is_in_logical_order(device, shape):
+    values = noise(shape, np.float64)
+    g = noise((shape[0], values[:1].size if shape[0] else np.prod(shape[1:])), np.float64, 1)
+    x = tensor(device, values)
+    y = ops.flatten(x)
+    y.backward(device.asarray(g))
+    assert np.array_equal(host(y), values.reshape(g.shape)) and np.array_equal(host(x.grad), g.reshape(shape))
+
+
 def test_conv2d_dense_max_pool2d_cross_entropy_hide_no_nan(device):
     """Training finds a divergence by its loss, so no operation may turn NaN into a number."""
     bad, zero = tensor(device, np.full((1, 1, 2, 2), np.nan)), tensor(device, np.zeros(1))
