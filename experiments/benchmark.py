@@ -15,6 +15,7 @@ training (--dataset mnist, 50 epochs, is the paper's), and with --attacks Algori
 
 import dataclasses
 import functools
+import os
 import statistics
 import time
 from typing import NamedTuple
@@ -188,8 +189,22 @@ def compare_attacks(network, images, labels, counts, limit, reference):
     return results
 
 
+def who_computes(torch=None):
+    """Whose code the CPU runs on either side: our convolutions, NumPy's BLAS kernels, PyTorch's instruction set."""
+    from threadpoolctl import threadpool_info
+
+    blas = {f"{pool['internal_api']} {pool.get('architecture', '')}".strip() for pool in threadpool_info()}
+    told = {"convolutions": cpu.convolutions(), "blas": sorted(blas)}
+    if chosen := os.environ.get("OPENBLAS_CORETYPE"):
+        told["OPENBLAS_CORETYPE"] = chosen
+        common.note(f"OPENBLAS_CORETYPE={chosen} is set: NumPy's products may be slower than the machine allows")
+    if torch:
+        told["torch"] = torch.backends.cpu.get_cpu_capability()
+    return told
+
+
 def main(options):
-    reference = None
+    reference = torch = None
     if options.against == "torch":
         try:
             import torch
@@ -204,7 +219,9 @@ def main(options):
     if options.attacks:  # a mistake is said before minutes of measurements
         network = common.load_network(common.chosen_weights(options), options.device, options.ties)
 
+    computes = who_computes(torch)
     print(f"{options.threads} threads on each side, medians of {options.repeats}")
+    print("; ".join(f"{name}: {told if isinstance(told, str) else ', '.join(told)}" for name, told in computes.items()))
     seconds = compare(options.device, options.seed, options.repeats, reference)
     results = {"seconds": seconds}
     if reference and options.device == "cpu":
@@ -223,7 +240,8 @@ def main(options):
     environment = common.environment(options)
     if reference:
         environment["versions"]["torch"] = torch.__version__
-    common.write_json(options.json, results | environment | {"threads": options.threads, "repeats": options.repeats})
+    environment |= {"threads": options.threads, "repeats": options.repeats, "who_computes": computes}
+    common.write_json(options.json, results | environment)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from minicnn.files import cache_folder
+
 TIMEOUT = 120  # seconds that the compiler has
 
 
@@ -34,13 +36,6 @@ def kernel_folder() -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"no kernels/ in {package} or beside it: install minicnn again")
-
-
-def cache_folder() -> Path:
-    """$MINICNN_CACHE, else minicnn in the user's cache folder. Raises RuntimeError where there is no home folder."""
-    return Path(
-        os.environ.get("MINICNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minicnn"
-    ).expanduser()
 
 
 def load(sources: Sequence[Path]) -> ctypes.CDLL:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.files import write_atomically
+from minicnn.files import cache_folder, write_atomically
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -161,8 +161,7 @@ def _folders() -> Iterator[Path]:
 def _cache_folder() -> Path:
     """Raises DataError where there is no home to keep a cache in."""
     try:
-        cache = os.environ.get("MINICNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minicnn"
-        return Path(cache).expanduser() / "mnist"
+        return cache_folder() / "mnist"
     except RuntimeError:
         raise DataError("no home folder to keep MNIST in: set MINICNN_CACHE, or MINICNN_DATA, to a folder") from None
 

@@ -67,3 +67,9 @@ def _is_running(process: int) -> bool:
     except (OSError, OverflowError):  # it belongs to somebody else, or is no process
         return True
     return True
+
+
+def cache_folder() -> Path:
+    """$MINICNN_CACHE, else minicnn in the user's cache folder. Raises RuntimeError where there is no home folder."""
+    cache = os.environ.get("MINICNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minicnn"
+    return Path(cache).expanduser()

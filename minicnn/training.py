@@ -21,7 +21,7 @@ from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import DropoutMasks, Layer
 from minicnn.ops import check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
-from minicnn.weights import get_weights, load_npz, save_npz, set_weights
+from minicnn.weights import LIMIT, get_weights, load_npz, save_npz, set_weights, weights_limit
 
 DIVERGED = 1e3  # nats a sample; a network that knows nothing has ln 10 = 2.3
 STEPS_BETWEEN_CHECKS = 50
@@ -239,7 +239,7 @@ def _resume(path: str | Path, run: _Run, fingerprint: str, fields: set[str]) -> 
     def refuse(why: str) -> TrainingError:
         return TrainingError(f"{path} {why}: remove it or choose another folder")
 
-    state = load_npz(path)
+    state = load_npz(path, LIMIT + 2 * weights_limit(run.network))
     try:
         saved, history = (json.loads(str(state.pop(name))) for name in ("fingerprint", "history"))
     except (KeyError, ValueError):

@@ -125,7 +125,7 @@ def save_weights(network: Layer, path: Path, temperature: float | None = None) -
 
 def load_weights(network: Self, path: Path) -> Self:
     """Set the network's parameters from an .npz file; returns the network. Raises WeightsError."""
-    weights = load_npz(path, _limit(network))
+    weights = load_npz(path, weights_limit(network))
     weights.pop(TRAINED_AT, None)
     return set_weights(network, weights, source=path)
 
@@ -141,7 +141,7 @@ def trained_at(path: Path, limit: int = LIMIT) -> float | None:
     return float(temperature)
 
 
-def _limit(network: Layer) -> int:
+def weights_limit(network: Layer) -> int:
     """More bytes than a weight file of the network can have, in float64 and with all names; not so tight that the file
     of another network were refused without telling what is wrong."""
     return 8 * sum(p.data.size for p in network.parameters().values()) + 2**24
