@@ -202,7 +202,7 @@ def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
 
 
 class Progress:
-    """A bar on a terminal, otherwise a plain line at most every `seconds` seconds and at the end."""
+    """A bar on a terminal, otherwise a plain line at most every `seconds` seconds."""
 
     def __init__(self, label, total, seconds=20):
         self.label, self.total, self.seconds = label, total, seconds
@@ -575,7 +575,10 @@ def write_csv(path, rows):
 def read_csv(path):
     """What write_csv wrote of dicts of numbers. Raises UsageError where the file is missing or holds something else."""
     try:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))]
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))]
+        if not rows:
+            raise ValueError("it has no rows")
+        return rows
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is no readable table of numbers ({error})") from None
 

@@ -41,7 +41,8 @@ enum { VECTOR_BYTES = 16, FILTERS = 8, VECTORS = 3, PAIRS = 12 };
 #else
 enum { VECTOR_BYTES = 16, FILTERS = 4, VECTORS = 3, PAIRS = 6 };
 #endif
-enum { CHUNK = 128, RUN = 32 };  // pixels of 2 vectors of filters, which stay in the first cache; channels of a sum
+enum { CHUNK = 128 };  // pixels of 2 vectors of filters, which then stay in the first cache
+enum { RUN = 32 };     // channels that are added up by themselves
 
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -151,7 +152,7 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REA
             for (long i = i0; i < i1; ++i) lines[i - i0] = NAME(row)(s, &rows, p - s->top + i) + at;
             for (long o = 0; o < s->O; o += FILTERS) {
                 const REAL *w = packed + (o / FILTERS * s->kh + i0) * w_row;
-                const long left = s->O - o, filters = left > FILTERS / 2 ? FILTERS : left > 1 ? FILTERS / 2 : 1;
+                const long remain = s->O - o, filters = remain > FILTERS / 2 ? FILTERS : remain > 1 ? FILTERS / 2 : 1;
                 Vector sums[FILTERS][VECTORS];
 #define CASE(f, v) \
     case 4 * (f) + (v): NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, w, sums); break;
@@ -161,7 +162,7 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REA
                     CASE(1, 3) CASE(1, 2) CASE(1, 1)
                 }
 #undef CASE
-                for (long f = 0; f < smaller(filters, left); ++f) {
+                for (long f = 0; f < smaller(filters, remain); ++f) {
                     REAL *const out = y + (p * s->O + o + f) * length + at;
                     const REAL *const sum = (const REAL *)sums[f], b = bias ? bias[o + f] : 0;
                     for (long k = 0; k < smaller(step, length); ++k) {

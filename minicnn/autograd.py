@@ -54,7 +54,8 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
     """Turn a function on arrays into a differentiable operation on Tensors.
 
     function(*arrays, **options) returns (value, pullbacks), or (value, pullbacks, shared), where shared(g) is the step
-    of the backward pass that all its pullbacks begin with. Arguments that are no Tensor are constants.
+    of the backward pass that all its pullbacks begin with. Arguments that are no Tensor are constants,
+    which must not change before backward: only Tensors have a version that tells.
 
     Raises TypeError where Tensors of different dtype or backend meet, where a constant would change the dtype, where a
     Tensor that requires a gradient has no pullback, for a Tensor by keyword, for a value that is no array, and for
@@ -335,7 +336,7 @@ class Tensor:
         missing or has another shape or dtype.
         """
         for leaf, g in _cotangents(self, cotangent, None).items():
-            leaf.grad = g if leaf.grad is None else leaf.grad + g
+            leaf.grad = g if leaf.grad is None else backend.of(g).asarray(leaf.grad + g)
 
 
 def _on_host(index: Any) -> Any:
@@ -423,6 +424,7 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
             continue
         g = sums.pop(tensor)
         if wanted(tensor):
+            g = backend.of(tensor.data).asarray(g)  # of no axes it may be one of NumPy's scalars
             owner = _owner(g)
             alone = id(owner) not in taken and (isinstance(owner, np.ndarray) or owner.base is None)
             results[tensor] = g if alone else g.copy(order="K")

@@ -23,9 +23,10 @@ import numpy as np
 from minicnn import buffers, kernels_numpy
 from minicnn.compiled import CompilerError
 from minicnn.kernels_c import CKernels
-from minicnn.threads import in_parallel, over_rows, set_threads, threads
-
-__all__ = ["in_parallel", "set_threads", "threads"]  # the engine's users find these here
+from minicnn.threads import in_parallel as in_parallel
+from minicnn.threads import over_rows
+from minicnn.threads import set_threads as set_threads
+from minicnn.threads import threads as threads
 
 Array = np.ndarray
 Size = tuple[int, int]  # rows, columns
@@ -261,7 +262,8 @@ def saliency_cotangent(z: Array, labels: Array, T: float, arithmetic: str) -> tu
     z (N, K), labels (N,) integers -> g (N, K), log10_scale (N,), all in z's dtype.
     "plain": the author's (p - y) / T with p = exp / sum, and scale 1; in float32 it underflows to zero.
     "scaled": the same divided by (1 - p_k) / T: g_k = -1, g_j = exp(l_j - L), L = log(1 - p_k) from log-softmax;
-    log10_scale = (L - ln T) / ln 10. Order and signs are kept and nothing underflows.
+    log10_scale = (L - ln T) / ln 10. Order and signs are kept. The other classes' entries add up to 1, so
+    that no map vanishes; a class is 0 only where it has less than 1e-45 (float32) of the others' probability.
     """
     rows = np.arange(len(z))
     if arithmetic == "plain":

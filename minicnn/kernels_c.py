@@ -71,6 +71,8 @@ class CKernels:
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
         bias = None if bias is None else np.ascontiguousarray(bias)
         packed = np.empty(self._padded_filters(filters) * channels * math.prod(kernel), x.dtype)
+        if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
+            w = np.ascontiguousarray(w)
         strides = np.array(w.strides, ctypes.c_long) // w.itemsize
         self._call("pack", x.dtype, sizes, w, strides, packed)
 

@@ -143,7 +143,7 @@ def glorot_uniform(rng: Rng, shape: tuple[int, ...], fan_in: int, fan_out: int, 
 
 
 class Conv2D(Layer):
-    """`filters` kernels of size x size over `channels` channels, stride 1; W (filters, channels, size, size), b."""
+    """`filters` filters of size x size over `channels` channels, stride 1; W (filters, channels, size, size), b."""
 
     def __init__(
         self,

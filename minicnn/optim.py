@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from minicnn import backend
 from minicnn.autograd import Tensor
 
@@ -54,6 +56,8 @@ class NesterovSGD:
                 found, wanted = (f"{a.dtype}{a.shape} on {backend.of(a).name}" for a in (array, w))
                 if found != wanted:
                     raise ValueError(f"the {what} of {name} is {found}, the parameter {wanted}")
+            if isinstance(w, np.ndarray) and not w.flags.writeable:
+                raise ValueError(f"{name} is an array that cannot be written to: give its Tensor a copy")
         for name, parameter in self.parameters.items():
             backend.of(parameter.data).functions.nesterov_step(
                 parameter.data, self.velocity[name], parameter.grad, self.lr, self.momentum, self.l2.get(name, 0.0)

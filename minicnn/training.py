@@ -130,10 +130,11 @@ class _Run:
         recipe: Recipe,
         loss: Callable[[Tensor, Any], Tensor],
         graph: bool,
+        diverged: float,
     ) -> None:
         self.device, dtype = network.backend, network.dtype
         functions, xp = self.device.functions, self.device.xp
-        self.network, self.recipe = network, recipe
+        self.network, self.recipe, self.diverged = network, recipe, diverged
         self.images = self.device.asarray(images, dtype=dtype)
         self.targets = self.device.asarray(targets, dtype=np.int32 if targets.dtype.kind in "iu" else dtype)
         for name, values in (("images", self.images), ("targets", self.targets)):
@@ -169,7 +170,7 @@ class _Run:
             self.step()
             if done % STEPS_BETWEEN_CHECKS == 0 or done == self.steps_per_epoch:
                 loss = float(self.total_loss[0]) / (done * self.recipe.batch)
-                if not loss < DIVERGED:
+                if not loss < self.diverged:
                     larger = " or a larger temperature" if self.recipe.temperature < 1 else ""
                     raise TrainingError(
                         f"training diverged in epoch {epoch + 1}, step {done}: mean loss {loss:g}; "
@@ -309,8 +310,9 @@ def fit(
     Returns the history: a dict per epoch with epoch, train_loss (with dropout, at T, without the penalty), for each
     held-out set NAME_accuracy and NAME_loss, and seconds (training and evaluation).
     Raises TrainingError for too few samples, for images that are no finite numbers, for a temperature at which nothing
-    can be learnt, for divergence, and for a checkpoint that is of another run, does not fit this one, or holds more
-    epochs than are asked for; ValueError for labels that fit neither the images nor the network.
+    can be learnt, for divergence (of a loss of one's own: once it is not finite), and for a checkpoint that is of
+    another run, does not fit this one, or holds more epochs than are asked for; ValueError for labels that fit neither
+    the images nor the network.
     """
     targets = backend.to_host(targets)
     if len(images) != len(targets):
@@ -327,7 +329,7 @@ def fit(
         def loss(z: Tensor, target: Any) -> Tensor:
             return cross_entropy(z, target, T=recipe.temperature)
 
-    run = _Run(network, images, targets, recipe, loss, graph)
+    run = _Run(network, images, targets, recipe, loss, graph, DIVERGED if default else math.inf)
     history = []
     if checkpoint and Path(checkpoint).exists():
         held = {f"{name}_{what}" for name in held_out or {} for what in ("accuracy", "loss")}

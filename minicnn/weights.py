@@ -81,19 +81,20 @@ def _orientation(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def get_weights(network: Layer) -> dict[str, np.ndarray]:
-    """Name -> NumPy array as files hold them: the author's names ("conv1_W", ...) and filter orientation.
+    """Name -> NumPy array, a copy, as files hold them: the author's names ("conv1_W", ...) and filter orientation.
 
     >>> from minicnn.layers import Dense, Sequential
     >>> {name: w.shape for name, w in get_weights(Sequential(dense1=Dense(3, 2))).items()}
     {'dense1_W': (3, 2), 'dense1_b': (2,)}
     """
-    return _orientation({name: backend.to_host(p.data) for name, p in network.parameters().items()})
+    return _orientation({name: backend.to_host(p.data).copy() for name, p in network.parameters().items()})
 
 
 def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path = "weights") -> Self:
     """Set every parameter, on the device and in the dtype that it has. Returns the network.
 
-    Raises WeightsError where names or shapes differ or a value is not finite; the network is then unchanged.
+    Raises WeightsError where names or shapes differ or a value is not finite, in the parameter's
+    dtype; the network is then unchanged.
     """
     parameters = network.parameters()
     if set(weights) != set(parameters):
@@ -102,7 +103,9 @@ def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path =
     for name, parameter in parameters.items():
         if weights[name].shape != parameter.shape:
             raise WeightsError(f"{source}: {name} has shape {weights[name].shape}, the network's is {parameter.shape}")
-        if weights[name].dtype.kind != "f" or not np.isfinite(weights[name]).all():
+        with np.errstate(over="ignore"):  # 1e300 is infinite in float32
+            finite = weights[name].dtype.kind == "f" and np.isfinite(weights[name].astype(parameter.dtype)).all()
+        if not finite:
             raise WeightsError(f"{source}: {name} holds values that are no finite numbers")
     for name, values in _orientation(weights).items():
         parameter = parameters[name]

@@ -244,3 +244,9 @@ def test_sizes_are_those_of_the_source():
     declared = source.split("typedef struct {\n    long ")[1].split(";")[0].split(", ")
     assert [name for name, _ in kernels_c.Sizes._fields_] == declared
     assert all(kind is ctypes.c_long for _, kind in kernels_c.Sizes._fields_)
+
+
+def test_dense_of_a_field_of_a_structured_array(road):
+    rows = np.zeros((3, 2), [("a", "i1"), ("w", "f4")])
+    rows["w"] = np.arange(6).reshape(3, 2)
+    assert cpu.dense(np.ones((4, 3), np.float32), rows["w"], np.zeros(2, np.float32), False).tolist() == [[6, 9]] * 4

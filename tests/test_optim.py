@@ -53,3 +53,20 @@ def test_optimiser_refuses_a_tensor_under_two_names():
     w = Tensor(np.ones(3), requires_grad=True)
     with pytest.raises(ValueError, match="^a and b are the same Tensor: give it one name$"):
         NesterovSGD({"a": w, "b": w}, 0.1)
+
+
+def test_step_refuses_a_parameter_that_cannot_be_written_to():
+    """C would write all the same: into a file that is mapped for reading, or into bytes."""
+    w = Tensor(np.frombuffer(np.ones(8, np.float32).tobytes(), np.float32), requires_grad=True)
+    (w * w).sum().backward()
+    with pytest.raises(ValueError, match="w is an array that cannot be written to"):
+        NesterovSGD({"w": w}, lr=0.1).step()
+
+
+def test_step_of_a_parameter_without_axes():
+    a = Tensor(np.float32(2), requires_grad=True)
+    for _ in range(2):
+        (a * a).backward()
+    assert isinstance(a.grad, np.ndarray) and a.grad == 8
+    NesterovSGD({"a": a}, lr=0.1, momentum=0.0).step()
+    assert abs(float(a) - 1.2) < 1e-6

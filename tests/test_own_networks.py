@@ -230,3 +230,16 @@ def test_own_network_of_operators_alone():
     results = gradcheck.check(lambda x, *_: network(x), {"x": x, **network.parameters()})
     assert all(result.passed for result in results), results
     assert predict(network, x).shape == (5, 2)
+
+
+def test_fit_of_a_large_loss_of_ones_own_is_no_divergence():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 12)).astype(np.float32)
+    targets = 1000 * x[:, 0]
+
+    def squared_error(z, target):
+        return (z[:, 0] - target) ** 2
+
+    recipe = Recipe(batch=32, epochs=2, learning_rate=1e-5)
+    history = fit(dense_network(), x, targets, recipe, loss=squared_error, graph=False)
+    assert history[0]["train_loss"] > 1000 and len(history) == 2

@@ -304,3 +304,19 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(tmp_path, change
     with pytest.raises(WeightsError, match=f"^{path}: {message}$"):
         load_weights(network, path)
     assert bits(network) == before
+
+
+def test_get_weights_are_copies():
+    network = small_cnn()
+    before = get_weights(network)
+    network.parameters()["conv1_W"].data[...] = 7
+    assert not (before["conv1_W"] == 7).any()
+
+
+def test_set_weights_refuses_what_is_infinite_in_the_parameter_s_dtype():
+    network = small_cnn()
+    weights = {name: w.astype(np.float64) for name, w in get_weights(network).items()}
+    weights["dense2_b"][0] = 1e300
+    with pytest.raises(WeightsError, match="dense2_b holds values that are no finite numbers"):
+        set_weights(network, weights)
+    assert np.isfinite(network.parameters()["dense2_b"].data).all()

@@ -78,7 +78,8 @@ class Setting:
     arithmetic: "plain" (the author's float32, which underflows) or "scaled" (which does not); T > 0: temperature of the
     attacked loss; limit: moves a sample (100 in the paper, effectively 99 in the author's code); maximum, minimum:
     values of a moved pixel; skip_unchanged: leave out moves that change nothing; prefer: "raise" or "lower", of two
-    moves of a pixel that score the same; chunk: images in memory at a time. Raises ValueError for other values.
+    moves of a pixel that score the same; chunk: images scored at a time; for loss
+    differences functions.CHANGED_IMAGES changed ones besides, in each thread. Raises ValueError for other values.
     """
 
     arithmetic: str = "scaled"
