@@ -4,8 +4,8 @@ from pathlib import Path
 from setuptools import setup
 
 version = re.search('__version__ = "(.*)"', Path(__file__).with_name("minicnn").joinpath("__init__.py").read_text())[1]
-test = ["pytest>=7", "hypothesis>=6", "threadpoolctl>=3", "mypy>=1.10"]
-experiments = ["matplotlib>=3.7", "tqdm>=4.60", "scikit-learn>=1.2", "threadpoolctl>=3", "filelock>=3.4"]
+test = ["pytest>=8", "hypothesis>=6.100", "threadpoolctl>=3.1", "mypy>=1.10"]
+experiments = ["matplotlib>=3.9", "tqdm>=4.64", "scikit-learn>=1.5", "threadpoolctl>=3.1", "filelock>=3.12"]
 
 setup(
     name="minicnn",

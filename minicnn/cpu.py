@@ -29,7 +29,7 @@ from minicnn.threads import set_threads as set_threads
 from minicnn.threads import threads as threads
 
 Array = np.ndarray
-Size = tuple[int, int]  # rows, columns
+Size = tuple[int, ...]  # rows, columns
 Step = Any  # a number, or an array of one
 
 CHANGED_IMAGES = 256  # of one_pixel.py at a time: fewer cost more calls, more leave the cache

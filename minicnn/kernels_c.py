@@ -14,7 +14,7 @@ from minicnn import buffers, compiled
 from minicnn.threads import MULTIPLY_ADDS, over_rows
 
 Array = np.ndarray
-Size = tuple[int, int]  # rows, columns
+Size = tuple[int, ...]  # rows, columns
 
 SOURCES = ("conv2d.c", "relu.c", "max_pool2d.c", "dropout.c", "nesterov.c")
 

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 Array = np.ndarray
-Size = tuple[int, int]  # rows, columns
+Size = tuple[int, ...]  # rows, columns
 
 
 def columns(x: Array, size_out: Size, kernel: Size, offset: Size) -> Array:
@@ -21,7 +21,8 @@ def columns(x: Array, size_out: Size, kernel: Size, offset: Size) -> Array:
     padded = np.zeros((size_out[0] + kernel[0] - 1, channels, size_out[1] + kernel[1] - 1, images), x.dtype)
     inside = padded[offset[0] : offset[0] + height, :, offset[1] : offset[1] + width]
     inside[...] = x[: len(inside), :, : inside.shape[2]]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(0, 2))  # (P, C, Q, N, kh, kw)
+    sliding = np.lib.stride_tricks.sliding_window_view
+    windows = sliding(sliding(padded, kernel[0], axis=0), kernel[1], axis=2)  # (P, C, Q, N, kh, kw)
     return windows.transpose(0, 2, 3, 1, 4, 5).reshape(*size_out, images, channels * math.prod(kernel))
 
 

@@ -3,7 +3,7 @@ rounding decides no choice; and against what was measured on the author's own ne
 
 import dataclasses
 import math
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ class OneImage:
             p = np.exp(logits - logits.max(axis=1, keepdims=True))
             with np.errstate(divide="ignore"):
                 return -np.log(p[:, self.label] / p.sum(axis=1))
-        with localcontext(prec=40 + int(np.ptp(logits, axis=1).max())):
+        with localcontext(Context(prec=40 + int(np.ptp(logits, axis=1).max()))):
             return [sum(Decimal(float(v - z[self.label])).exp() for v in z).ln() for z in logits]
 
     def gradient(self, c):
@@ -542,7 +542,7 @@ def test_log_loss_change_against_decimals(dtype, tolerance):
     gaps = np.array([1e-4, 1e-2, 0.5, 3, 19.5, 20.5, 30, 60, 250], dtype)
     pairs = [(level, level + gap) for level in levels for gap in gaps if level + gap <= 300 and level + gap != level]
     before, after = np.array(pairs, dtype).T
-    with localcontext(prec=400):
+    with localcontext(Context(prec=400)):
         exact = [[(1 + Decimal(float(m)).exp()).ln() for m in pair] for pair in pairs]
         expected = np.array([float((b - a).ln()) for a, b in exact])
     found = log_loss_change(after, before)
