@@ -418,7 +418,7 @@ def digest(*arrays):
 @functools.cache
 def digest_of_sources(*others):
     """A short hash of the sources of minicnn and its kernels, and of other files."""
-    sources = [*Path(minicnn.__file__).parent.rglob("*.py"), *kernel_folder().glob("*.c*")]
+    sources = [*Path(minicnn.__file__).parent.rglob("*.py"), *kernel_folder().glob("*.[ch]*")]
     return digest(*(np.frombuffer(Path(path).read_bytes(), np.uint8) for path in [*sorted(sources), *others]))
 
 

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,24 +57,27 @@ def test_compiled_anew_for_another_source_command_or_processor(source, tmp_path,
     assert len(kept(tmp_path)) == 4
 
 
+def built(source, monkeypatch):
+    """The file that is kept of a source, not loaded: a process looks at a path that it has loaded only once."""
+    with monkeypatch.context() as unloaded:
+        unloaded.setattr(compiled.ctypes, "CDLL", Path)
+        return compiled.load([source])
+
+
 @NEEDS_COMPILER
-def test_compiled_file_that_others_could_write_is_replaced(source, tmp_path):
-    compiled.load([source])
-    (library,) = kept(tmp_path)
-    library.unlink()  # it is mapped into this process
-    library.write_bytes(b"not ours")
+def test_compiled_file_that_others_could_write_is_replaced(source, tmp_path, monkeypatch):
+    other = tmp_path / "other.c"
+    other.write_text(SOURCE.replace("ANSWER", "666"))
+    library = built(source, monkeypatch)
+    library.write_bytes(built(other, monkeypatch).read_bytes())
     library.chmod(0o777)
     assert compiled.load([source]).answer() == 42
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
 
 
 @NEEDS_COMPILER
-def test_compiled_file_that_is_damaged_is_made_again(source, tmp_path):
-    compiled.load([source])
-    (library,) = kept(tmp_path)
-    library.unlink()  # it is mapped into this process
-    library.write_bytes(b"damaged")
-    library.chmod(0o700)
+def test_compiled_file_that_is_damaged_is_made_again(source, monkeypatch):
+    built(source, monkeypatch).write_bytes(b"damaged")
     assert compiled.load([source]).answer() == 42
 
 

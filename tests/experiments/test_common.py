@@ -229,7 +229,7 @@ def test_digest_of_sources_holds_the_engine_the_paper_and_the_kernels(tmp_path, 
     monkeypatch.setattr(common.minicnn, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(common, "kernel_folder", lambda: tmp_path)
     digests = set()
-    for i, name in enumerate(("ops.py", "paper/attacks.py", "dense.cu", "common.cuh", "conv2d.c")):
+    for i, name in enumerate(("ops.py", "paper/attacks.py", "dense.cu", "common.cuh", "conv2d.c", "common.h")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
         common.digest_of_sources.cache_clear()
