@@ -5,7 +5,7 @@ DATASET ?= digits
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.installed)
 
-.PHONY: reproduce test test-all gradcheck sanitize kernels lint bench clean
+.PHONY: reproduce test test-all gradcheck sanitize kernels package lint bench clean
 
 reproduce: $(READY)
 	$(RUN) -m experiments.reproduce --dataset $(DATASET)
@@ -25,6 +25,10 @@ sanitize: $(READY)
 kernels: $(READY)
 	$(RUN) -m tests.compile_matrix
 
+package: $(READY)
+	$(RUN) -m pip install --quiet build
+	$(RUN) -m tests.try_package
+
 bench: $(READY)
 	$(RUN) -m pip install --quiet -e '.[benchmark]'
 	$(RUN) -m experiments.benchmark --against torch --json runs/benchmark.json
@@ -35,7 +39,7 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 
 ifneq ($(VENV),)
-$(VENV)/.installed: setup.py pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
 	touch $@
