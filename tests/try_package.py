@@ -10,13 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [f"python3.{minor}" for minor in range(10, 15)]
-PLACES = os.pathsep.join([os.environ["PATH"], *map(str, Path.home().glob(".pyenv/versions/*/bin"))])
+PLACES = os.pathsep.join([*map(str, Path.home().glob(".pyenv/versions/*/bin")), os.environ["PATH"]])
 
 ENGINE = """
 import numpy as np
 import minicnn
 from minicnn import Tensor, cpu, gradcheck, ops
-images, filters, bias = (Tensor(np.random.default_rng(0).standard_normal(s)) for s in ((2, 3, 5, 5), (4, 3, 3, 3), 4))
+shapes = (2, 3, 5, 5), (4, 3, 3, 3), 4
+images, filters, bias = (Tensor(np.random.default_rng(0).standard_normal(s), requires_grad=True) for s in shapes)
 assert all(result.passed for result in gradcheck.check(ops.conv2d, {"x": images, "w": filters, "b": bias}))
 print("minicnn", minicnn.__version__, "convolutions", cpu.convolutions(), "in", minicnn.__file__)
 """
@@ -52,7 +53,7 @@ def main():
         folder = Path(name)
         sources = folder / "sources"
         run("git", "clone", "--quiet", ROOT, sources)
-        print(run(sys.executable, "-m", "build", "--outdir", folder, sources).strip().splitlines()[-1])
+        run(sys.executable, "-m", "build", "--outdir", folder, sources)
         (wheel,) = folder.glob("*.whl")
         for python in sorted({found[0], found[-1]}, key=found.index):
             place = folder / Path(python).name
