@@ -1,5 +1,5 @@
-"""Adversarial samples by single-pixel moves: Algorithms 1 to 4 of the paper (section 3.2) and the author's own variant
-are one loop with a specification each.
+"""Adversarial samples by single-pixel moves: Algorithms 1 to 4 of the paper (section 3.2), the author's own variant and
+a stronger one are one loop with a specification each.
 
 A move sets one pixel to the maximum ("raise") or the minimum ("lower"). The loop makes the move of the largest score,
 never changing a pixel twice, until the decision differs from the label or the limit is reached. A pixel is one entry of
@@ -13,7 +13,7 @@ here, once:
 - A move that changes nothing, raising a pixel that is at the maximum already, counts as a move, as printed;
   skip_unchanged=True leaves such moves out.
 - Samples that are misclassified already are no samples of an attack (Definition 1) and are reported apart. Rates are
-  shares of the others; summary(result, counted) takes another denominator.
+  shares of the others; statistics.summary(result, counted) takes another denominator.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.layers import Layer
-from minicnn.ops import check_labels, check_temperature
+from minicnn.ops import check_count, check_labels, check_temperature
 from minicnn.paper.one_pixel import one_pixel_changes
 from minicnn.paper.saliency import ARITHMETICS as ARITHMETICS
-from minicnn.paper.saliency import check_arithmetic, saliency_maps
-from minicnn.paper.statistics import wilson_interval
+from minicnn.paper.saliency import check_arithmetic, logit_gradients, saliency_maps
 from minicnn.training import correct
 
 RAISE, LOWER = 0, 1
@@ -43,8 +42,9 @@ class AttackError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """score: "gradient" (saliency map) or "loss difference"; absolute: whether its absolute value counts; lowers:
-    whether moves to the minimum are allowed; refresh: whether scores are computed again after every move.
+    """score: "gradient" (saliency map), "margin" (gradient of the margin) or "loss difference"; absolute: whether its
+    absolute value counts; lowers: whether moves to the minimum are allowed; refresh: whether scores are computed again
+    after every move.
 
     Raises ValueError for another score, and for a gradient with only one of absolute and lowers: its sign chooses
     between raising and lowering, so the two go together.
@@ -56,9 +56,9 @@ class Algorithm:
     refresh: bool = False
 
     def __post_init__(self) -> None:
-        if self.score not in ("gradient", "loss difference"):
-            raise ValueError(f"score must be 'gradient' or 'loss difference', got {self.score!r}")
-        if self.score == "gradient" and self.absolute != self.lowers:
+        if self.score not in ("gradient", "margin", "loss difference"):
+            raise ValueError(f"score must be 'gradient', 'margin' or 'loss difference', got {self.score!r}")
+        if self.score != "loss difference" and self.absolute != self.lowers:
             raise ValueError("a gradient's sign chooses the move: give absolute and lowers the same value")
 
 
@@ -69,6 +69,8 @@ ALGORITHMS = {
     "4": Algorithm("loss difference", absolute=True, lowers=True, refresh=True),
     "author": Algorithm("loss difference", absolute=False, lowers=False),
 }
+# Not the paper's: the margin's gradient neither underflows nor depends on T or on the size of the logits.
+STRONGER = {"margin": Algorithm("margin", absolute=True, lowers=True, refresh=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,9 @@ class Setting:
     """What an attack is free to choose.
 
     arithmetic: "plain" (the author's float32, which underflows) or "scaled" (which does not); T > 0: temperature of the
-    attacked loss; limit: moves a sample (100 in the paper, effectively 99 in the author's code); maximum, minimum:
-    values of a moved pixel; skip_unchanged: leave out moves that change nothing; prefer: "raise" or "lower", of two
-    moves of a pixel that score the same; chunk: images scored at a time; for loss
+    attacked loss; a margin depends on neither. limit: moves a sample (100 in the paper, effectively 99 in the author's
+    code); maximum, minimum: values of a moved pixel; skip_unchanged: leave out moves that change nothing; prefer:
+    "raise" or "lower", of two moves of a pixel that score the same; chunk: images scored at a time; for loss
     differences functions.CHANGED_IMAGES changed ones besides, in each thread. Raises ValueError for other values.
     """
 
@@ -97,9 +99,7 @@ class Setting:
         if self.prefer not in ("raise", "lower"):
             raise ValueError(f"prefer must be 'raise' or 'lower', got {self.prefer!r}")
         for name, least in ("limit", 0), ("chunk", 1):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            check_count(name, getattr(self, name), least)
         if not -math.inf < self.minimum < self.maximum < math.inf:
             raise ValueError(f"minimum must be below maximum, both finite, got {self.minimum} and {self.maximum}")
 
@@ -109,9 +109,9 @@ class AttackResult:
     """What an attack did to N samples; NumPy arrays over all N, also those that were not attacked.
 
     attacked: classified correctly before (bool). succeeded: the decision was changed (bool). moves: made until then, or
-    in all. unchanged_moves: of these, how many changed nothing. zero_scores: every score was exactly 0 (bool), the map
-    said nothing. adversarial: the images, moved. forwards, backwards: passes spent, in images; a recomputed change of
-    one pixel counts as one forward pass.
+    in all, a pixel each. unchanged_moves: of these, how many changed nothing. zero_scores: every score was exactly 0
+    (bool), the map said nothing. adversarial: the images, moved. forwards, backwards: passes spent, in images; a
+    recomputed change of one pixel counts as one forward pass.
     """
 
     attacked: np.ndarray
@@ -122,6 +122,19 @@ class AttackResult:
     adversarial: np.ndarray
     forwards: int = 0
     backwards: int = 0
+
+
+def margin(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """max_{j != k} z_j - z_k of the label k, and the j that it is taken at, the first of equals. (N, K), (N,) -> (N,),
+    (N,). Raises AttackError where it is no number."""
+    rows = np.arange(len(logits))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    rival = others.argmax(axis=1)
+    margins = logits[rows, rival] - logits[rows, labels]
+    if np.isnan(margins).any():
+        raise AttackError("the logits are no finite numbers: choose other weights")
+    return margins, rival
 
 
 def log_odds_against(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -147,13 +160,25 @@ def log_loss_change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
         return np.where(t < -50, t, np.log(np.logaddexp(0, t)))
 
 
+def margin_gradients(network: Layer, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The gradient of every image's margin by its pixels, in one batch; of the images' shape."""
+
+    def weigh(logits):
+        weights, rows = np.zeros_like(logits), np.arange(len(logits))
+        weights[rows, margin(logits, labels)[1]] = 1
+        weights[rows, labels] = -1
+        return [weights]
+
+    return logit_gradients(network, images, weigh)[0]
+
+
 class _Scorer:
     """Scores every pixel of every image: best (n, P), the score of the pixel's better move, -inf for none; kind (n, P),
     RAISE or LOWER; zero (n,), whether all scores are 0. Counts the passes."""
 
     def __init__(self, network, algorithm, setting):
         self.network, self.algorithm, self.setting = network, algorithm, setting
-        self.score = self._by_gradient if algorithm.score == "gradient" else self._by_loss_difference
+        self.score = self._by_loss_difference if algorithm.score == "loss difference" else self._by_gradient
         self.forwards = self.backwards = 0
 
     def __call__(self, images, labels):
@@ -169,10 +194,14 @@ class _Scorer:
 
     def _by_gradient(self, images, labels):
         setting = self.setting
-        found = saliency_maps(self.network, images, labels, setting.T, setting.arithmetic, setting.chunk)
+        if self.algorithm.score == "margin":
+            maps = margin_gradients(self.network, images, labels)
+        else:
+            maps = saliency_maps(self.network, images, labels, setting.T, setting.arithmetic, setting.chunk).maps
         self.forwards += len(images)
         self.backwards += len(images)
-        best = found.maps.reshape(len(images), -1)
+        best = maps.reshape(len(images), -1)
+        zero = (best == 0).all(axis=1)
         kind = np.full(best.shape, RAISE)
         if self.algorithm.absolute:
             kind = np.where(best > 0, RAISE, LOWER)
@@ -180,7 +209,7 @@ class _Scorer:
         if setting.skip_unchanged:
             values = np.where(kind == RAISE, setting.maximum, setting.minimum).astype(images.dtype)
             best = np.where(images.reshape(best.shape) == values, -np.inf, best)
-        return best, kind, found.zeros == best.shape[1]
+        return best, kind, zero
 
     def _loss(self, logits, labels):
         """What differences are formed of: the loss, as the author computed it, or the log-odds, of which it is a
@@ -229,32 +258,22 @@ def attack(
     """Run an algorithm on every correctly classified sample, all at once.
 
     network: any Layer from images (N, C, H, W) or (N, D) to logits (N, K), on any device. images: a host array with
-    values from the setting's minimum to its maximum; labels (N,) integers. algorithm: a key of ALGORITHMS or an
-    Algorithm. on_move(move, limit, active) is called after each round of moves. Returns an AttackResult. Raises
+    values from the setting's minimum to its maximum; labels (N,) integers. algorithm: a key of ALGORITHMS or STRONGER,
+    or an Algorithm. on_move(move, limit, active) is called after each round of moves. Returns an AttackResult. Raises
     ValueError for an unknown algorithm and labels that do not fit, AttackError for images out of that range and where
     scores are not numbers, as for a T that is too small.
     """
     setting = setting or Setting()
     if not isinstance(algorithm, Algorithm):
-        if algorithm not in list(ALGORITHMS):  # a list: what cannot be hashed is unknown as well
-            raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, ALGORITHMS))}")
-        algorithm = ALGORITHMS[algorithm]
+        known = ALGORITHMS | STRONGER
+        if algorithm not in list(known):  # a list: what cannot be hashed is unknown as well
+            raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, known))}")
+        algorithm = known[algorithm]
     check_temperature(setting.T, network.dtype)
     scorer = _Scorer(network, algorithm, setting)
-    adversarial = np.array(images, dtype=network.dtype, order="C")
-    _check_range(adversarial, setting)
-    labels = check_labels(labels, len(images))
-    n = len(images)
-    pixels = adversarial.reshape(n, math.prod(adversarial.shape[1:]))  # a view: the moves are made in it
-    result = AttackResult(
-        attacked=correct(network, adversarial, labels, setting.chunk),
-        succeeded=np.zeros(n, bool),
-        moves=np.zeros(n, int),
-        unchanged_moves=np.zeros(n, int),
-        zero_scores=np.zeros(n, bool),
-        adversarial=adversarial,
-        forwards=n,
-    )
+    result, labels = unmoved(network, images, labels, setting)
+    adversarial = result.adversarial
+    pixels = rows_of_pixels(adversarial)  # a view: the moves are made in it
     active = np.flatnonzero(result.attacked)
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
@@ -281,7 +300,9 @@ def attack(
         remain = possible & ~result.succeeded[active]
         active, used, best, kind, ranking = active[remain], used[remain], best[remain], kind[remain], ranking[remain]
         if algorithm.refresh and len(active) and move + 1 < rounds:
-            best, kind, _ = scorer(adversarial[active], labels[active])
+            moved = np.isin(active, tried)  # the scores of the others are what they were
+            if moved.any():
+                best[moved], kind[moved], _ = scorer(adversarial[active[moved]], labels[active[moved]])
             best = np.where(used, -np.inf, best)
             ranking = _ranking(best, 1)
         if on_move:
@@ -291,41 +312,42 @@ def attack(
     return result
 
 
-def _check_range(images: np.ndarray, setting: Setting) -> None:
-    minimum, maximum = images.dtype.type(setting.minimum), images.dtype.type(setting.maximum)
-    if not ((images >= minimum) & (images <= maximum)).all():
+def unmoved(network: Layer, images: Any, labels: Any, setting: Setting) -> tuple[AttackResult, np.ndarray]:
+    """What every attack begins with: the result of no move, its images a copy of the network's dtype, and the labels
+    (N,) as a NumPy array. Arguments and errors as for `attack`."""
+    copy = np.array(images, dtype=network.dtype, order="C")
+    minimum, maximum = copy.dtype.type(setting.minimum), copy.dtype.type(setting.maximum)
+    if not ((copy >= minimum) & (copy <= maximum)).all():
         raise AttackError(
-            f"images must be numbers in [{setting.minimum}, {setting.maximum}], these are from {images.min()} to "
-            f"{images.max()}: scale them, or give the Setting another minimum and maximum"
+            f"images must be numbers in [{setting.minimum}, {setting.maximum}], these are from {copy.min()} to "
+            f"{copy.max()}: scale them, or give the Setting another minimum and maximum"
         )
+    n = len(copy)
+    labels = check_labels(labels, n)
+    attacked = correct(network, copy, labels, setting.chunk)
+    none, count = np.zeros(n, bool), np.zeros(n, int)
+    return AttackResult(attacked, none, count, count.copy(), none.copy(), copy, forwards=n), labels
+
+
+def rows_of_pixels(images: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) or (N, D) -> (N, P), also for no images; a view where they are contiguous."""
+    return images.reshape(len(images), math.prod(images.shape[1:]))
+
+
+def pixels_to_success(images: np.ndarray, *results: AttackResult) -> np.ndarray:
+    """Per image the fewest pixels changed by any of several attacks on the same network that succeeded, (N,) floats;
+    infinite where none did.
+
+    Counted are the entries in which the adversarial sample differs from the image, in the sample's dtype, whatever the
+    number of moves. images: those attacked.
+    """
+    fewest = np.full(len(images), np.inf)
+    for result in results:
+        changed = rows_of_pixels(result.adversarial != np.asarray(images, result.adversarial.dtype)).sum(axis=1)
+        fewest = np.where(result.succeeded, np.minimum(fewest, changed), fewest)
+    return fewest
 
 
 def _ranking(best, count):
     """The `count` best pixels of each image in order, equal scores in raster order. (n, P) -> (n, count)."""
     return np.argsort(-best, axis=1, kind="stable")[:, :count]
-
-
-def summary(result: AttackResult, counted: np.ndarray | None = None) -> dict:
-    """The figures of an attack as a dict: intervals are Wilson 95 %.
-
-    counted (N,) bool: the samples that the success rate is a share of, by default those that were attacked. One that
-    was misclassified from the start is no success whatever is counted.
-    """
-    counted = result.attacked if counted is None else counted
-    succeeded, tried = result.succeeded & counted, result.attacked & counted
-    trials, successes = int(counted.sum()), int(succeeded.sum())
-    return {
-        "images": len(result.attacked),
-        "misclassified": int((~result.attacked).sum()),
-        "attacked": int(result.attacked.sum()),
-        "counted": trials,
-        "succeeded": successes,
-        "success_rate": successes / trials if trials else None,
-        "success_interval": wilson_interval(successes, trials),
-        "mean_moves_of_successes": float(result.moves[succeeded].mean()) if successes else None,
-        "unchanged_moves": int(result.unchanged_moves.sum()),
-        "moves": int(result.moves.sum()),
-        "zero_score_share": float(result.zero_scores[tried].mean()) if tried.any() else None,
-        "forwards": result.forwards,
-        "backwards": result.backwards,
-    }

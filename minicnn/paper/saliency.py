@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.autograd import Tensor, grad
 from minicnn.layers import Layer
-from minicnn.ops import check_labels, check_temperature
+from minicnn.ops import check_count, check_labels, check_temperature
 
 ARITHMETICS = ("plain", "scaled")
 
@@ -46,13 +47,17 @@ def _flat(maps: np.ndarray) -> np.ndarray:
     return maps.reshape(len(maps), math.prod(maps.shape[1:]))
 
 
+def _check_logits(logits: Tensor) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"the network must end in logits (N, K), got {logits.shape}: is a Flatten layer missing?")
+
+
 def _maps(network: Layer, images: Any, labels: Any, T: float, arithmetic: str) -> tuple:
     """Maps, log10_scale and logits of one batch on its device. No gradient of a weight is computed."""
     functions = backend.of(images).functions
     pixels = Tensor(images, requires_grad=True)
     logits = network(pixels)
-    if logits.ndim != 2:
-        raise ValueError(f"the network must end in logits (N, K), got {logits.shape}: is a Flatten layer missing?")
+    _check_logits(logits)
     targets = backend.of(images).asarray(check_labels(labels, *logits.shape), dtype=np.int32)
     cotangent, log10_scale = functions.saliency_cotangent(logits.data, targets, T, arithmetic)
     (maps,) = grad(logits, [pixels], cotangent)
@@ -67,15 +72,34 @@ def saliency_maps(
     network: any Layer from images, (N, C, H, W) or (N, D), to logits (N, K), on any device. labels (N,) integers.
     arithmetic: "plain", the author's p - y, or "scaled", which does not underflow (cpu.saliency_cotangent). At most
     `chunk` images are in memory at a time. Returns SaliencyMaps. Raises ValueError unless T > 0, for an unknown
-    arithmetic, for labels that do not fit, and for a network whose output is not (N, K).
+    arithmetic, for a chunk that is no integer above 0, for labels that do not fit, and for a network whose output is
+    not (N, K).
     """
-    check_temperature(T, network.dtype)
-    check_arithmetic(arithmetic)
-    labels = check_labels(labels, len(images))
     device, dtype = network.backend, network.dtype
+    check_temperature(T, dtype)
+    check_arithmetic(arithmetic)
+    check_count("chunk", chunk)
+    labels = check_labels(labels, len(images))
     parts = []
     for start in range(0, max(len(images), 1), chunk):
         batch = device.asarray(images[start : start + chunk], dtype=dtype)
         found = _maps(network, batch, labels[start : start + chunk], T, arithmetic)
         parts.append([np.ascontiguousarray(backend.to_host(a)) for a in found])
     return SaliencyMaps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def logit_gradients(
+    network: Layer, images: Any, weigh: Callable[[np.ndarray], Sequence[np.ndarray]]
+) -> list[np.ndarray]:
+    """Gradients by the pixels of weighted sums of the logits, sum_j w_j z_j, of one batch of images.
+
+    network, images as for saliency_maps. weigh: from the logits (N, K) to the weights (N, K) of each sum. Returns a
+    NumPy array of the images' shape for each. Raises ValueError for a network whose output is not (N, K).
+    """
+    device, dtype = network.backend, network.dtype
+    pixels = Tensor(device.asarray(images, dtype=dtype), requires_grad=True)
+    logits = network(pixels)
+    _check_logits(logits)
+    cotangents = [device.asarray(weights, dtype=dtype) for weights in weigh(backend.to_host(logits.data))]
+    gradients = [grad(logits, [pixels], cotangent)[0] for cotangent in cotangents]
+    return [np.ascontiguousarray(backend.to_host(gradient)) for gradient in gradients]

@@ -13,6 +13,7 @@ from minicnn.paper.attacks import (
     ALGORITHMS,
     LOWER,
     RAISE,
+    STRONGER,
     Algorithm,
     AttackError,
     AttackResult,
@@ -20,9 +21,10 @@ from minicnn.paper.attacks import (
     attack,
     log_loss_change,
     log_odds_against,
-    summary,
+    margin,
+    pixels_to_success,
 )
-from minicnn.paper.statistics import wilson_interval
+from minicnn.paper.statistics import summary
 from minicnn.training import predict
 from tests.conftest import colour_cnn, dense_network, small_cnn
 from tests.paper import test_facts
@@ -32,10 +34,13 @@ mnist, networks = test_facts.mnist, test_facts.networks
 NEVER = -math.inf  # the score of a move that is not to be made
 STEP = 2.0**-17  # of finite differences; a network of ReLUs and maxima is piecewise linear, so they are exact
 REFRESHED = Algorithm("gradient", absolute=True, lowers=True, refresh=True)  # Algorithm 3 with a map for every move
-SCORES = {name: name for name in ALGORITHMS} | {"4": "2", REFRESHED: "3"}  # 4 is 2 with maps for every move
+NAMES = [*ALGORITHMS, *STRONGER]
+SCORES = {name: name for name in NAMES} | {"4": "2", REFRESHED: "3"}  # 4 is 2 with maps for every move
+GRADIENTS = ("1", "3", "margin")
+REFRESHING = ("4", "margin", REFRESHED)
 
-every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-every_specification = pytest.mark.parametrize("algorithm", SCORES, ids=[*ALGORITHMS, "3 refreshed"])
+every_algorithm = pytest.mark.parametrize("algorithm", NAMES)
+every_specification = pytest.mark.parametrize("algorithm", SCORES, ids=[*NAMES, "3 refreshed"])
 both_arithmetics = pytest.mark.parametrize("arithmetic", ["plain", "scaled"])
 
 
@@ -79,13 +84,18 @@ class OneImage:
         with localcontext(Context(prec=40 + int(np.ptp(logits, axis=1).max()))):
             return [sum(Decimal(float(v - z[self.label])).exp() for v in z).ln() for z in logits]
 
-    def gradient(self, c):
-        """dL/dc by finite differences of the logits, or, scaled, the same times T / (1 - p_label)."""
+    def gradient(self, c, scores):
+        """By finite differences of the logits: dL/dc, or, scaled, the same times T / (1 - p_label); or the gradient of
+        the largest other logit minus the label's."""
         self.forwards += 1
         self.backwards += 1
         z = predict(self.network, c[None])[0] / self.setting.T
         p = np.exp(z - z.max())
-        if self.setting.arithmetic == "plain":
+        if scores == "margin":
+            dL_dz = np.zeros(len(z))
+            dL_dz[max((j for j in range(len(z)) if j != self.label), key=lambda j: z[j])] = 1
+            dL_dz[self.label] = -1
+        elif self.setting.arithmetic == "plain":
             p = p / p.sum()
             p[self.label] -= 1
             dL_dz = p / self.setting.T
@@ -100,8 +110,8 @@ class OneImage:
         """The two saliency maps S1 (of raising) and S2 (of lowering), and whether they say nothing."""
         values = (self.setting.maximum, self.setting.minimum)
         S = np.full((2, c.size), NEVER, object)
-        if scores in ("1", "3"):
-            gradient = self.gradient(c)
+        if scores in GRADIENTS:
+            gradient = self.gradient(c, scores)
             nothing = not gradient.any()
             for i, k in enumerate(gradient):
                 if scores == "1":
@@ -156,7 +166,7 @@ def reference(network, image, label, algorithm, setting):
         used = np.zeros(c.size, bool)
         for move in range(1, setting.limit + 1):
             kinds = (RAISE, LOWER) if setting.prefer == "raise" else (LOWER, RAISE)
-            place = largest(S, c, values, scores in ("1", "3"), kinds)
+            place = largest(S, c, values, scores in GRADIENTS, kinds)
             if place is None:
                 break
             kind, i = place
@@ -169,7 +179,7 @@ def reference(network, image, label, algorithm, setting):
             if changed and one.differs(c):
                 result["succeeded"] = True
                 break
-            if algorithm in ("4", REFRESHED) and move < setting.limit and not used.all():
+            if changed and algorithm in REFRESHING and move < setting.limit and not used.all():
                 S, _ = one.maps(c, scores)
                 S[:, used] = NEVER
     return result | {"forwards": one.forwards, "backwards": one.backwards}
@@ -208,7 +218,7 @@ def test_attack_on_three_channels_against_the_paper_line_by_line(algorithm, arit
     """Nested layers, padding and a layer of one's own, with a move for every channel of a pixel."""
     network = colour_cnn(dtype=np.float64)
     images, labels = (a[:1] for a in samples(network, 2, (3, 32, 32)))
-    limit = 2 if algorithm in ("4", REFRESHED) else 6
+    limit = 2 if algorithm in REFRESHING else 6
     (expected,) = assert_as_reference(network, images, labels, algorithm, Setting(arithmetic, limit=limit))
     assert expected["moves"] == limit
 
@@ -228,7 +238,8 @@ def test_attack_settings_against_the_paper_line_by_line(algorithm, arithmetic, c
 
 @pytest.mark.parametrize(
     ("algorithm", "arithmetic"),
-    [("1", "plain"), ("1", "scaled"), ("2", "scaled"), ("3", "plain"), ("3", "scaled"), ("author", "scaled")],
+    [("1", "plain"), ("1", "scaled"), ("2", "scaled"), ("3", "plain"), ("3", "scaled"), ("author", "scaled")]
+    + [("margin", "plain")],
 )
 def test_attack_on_a_saturated_network_against_the_paper_line_by_line(algorithm, arithmetic):
     """1 - p_label is rounded to 0 for most images; their scaled attacks go on."""
@@ -282,7 +293,7 @@ def test_attack_does_not_depend_on_batch_chunk_memory_order_or_type(algorithm):
         assert np.array_equal(alone.adversarial[0], whole.adversarial[i])
 
 
-@pytest.mark.parametrize("algorithm", ["1", "2", "4"])
+@pytest.mark.parametrize("algorithm", ["1", "2", "4", "margin"])
 def test_attack_makes_the_same_moves_on_every_backend(device, algorithm):
     images, labels = samples(small())
     here, there = (attack(small().to(d), images, labels, algorithm, Setting(limit=4)) for d in ("cpu", device.name))
@@ -415,7 +426,7 @@ def test_attack_counts_moves_that_change_nothing_unless_they_are_skipped():
 def test_attack_zero_scores_are_maps_that_are_zero_everywhere():
     images, labels = grey(3, count=2)
     images[1, ..., 0] = 0.75
-    for algorithm in ("1", "3"):
+    for algorithm in GRADIENTS:
         found = attack(switchboard([1, 1, 1], [0, 0, 0]), images, labels, algorithm, Setting(limit=1))
         assert found.zero_scores.tolist() == [True, False]
     for algorithm in ("2", "4", "author"):
@@ -502,9 +513,10 @@ def test_attack_refuses(images, labels, algorithm, message):
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
-        (("loss", True, True), "score must be 'gradient' or 'loss difference', got 'loss'"),
-        ((1, True, True), "score must be 'gradient' or 'loss difference', got 1"),
+        (("loss", True, True), "score must be 'gradient', 'margin' or 'loss difference', got 'loss'"),
+        ((1, True, True), "score must be 'gradient', 'margin' or 'loss difference', got 1"),
         (("gradient", True, False), "absolute and lowers"),
+        (("margin", True, False), "absolute and lowers"),
         (("gradient", False, True), "absolute and lowers"),
     ],
 )
@@ -533,6 +545,91 @@ def test_algorithm_refuses(specification, message):
 def test_setting_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         Setting(**settings)
+
+
+@pytest.mark.parametrize("change", [{"arithmetic": "plain"}, {"T": 7.0}, {"T": 1e-30}])
+@pytest.mark.parametrize("scale", [1.0, 2.0**40])
+def test_attack_margin_depends_on_no_size_of_the_logits_no_temperature_and_no_arithmetic(scale, change):
+    """By a power of two not even rounding changes."""
+    images, labels = samples(small())
+    expected, found = (
+        attack(small(s), images, labels, "margin", Setting(limit=12, **settings))
+        for s, settings in ((1.0, {}), (scale, change))
+    )
+    assert expected.succeeded.any() and np.array_equal(found.adversarial, expected.adversarial)
+
+
+def test_attack_margin_needs_the_fewest_pixels_on_a_linear_network():
+    """Two classes, logits linear in the pixels: the margin grows by |w| (1 - c) or |w| c with every move, and with all
+    pixels at 1/2 the largest |w| come first, so that no set of fewer pixels turns the decision."""
+    rng = np.random.default_rng(5)
+    w = rng.permutation(np.arange(1.0, 13)) * rng.choice([-1, 1], 12)
+    network = Sequential(out=Dense(12, 2, dtype=np.float64))
+    network.layers["out"].W.data[...] = np.stack([np.zeros(12), w], axis=1)
+    gains = np.cumsum(np.sort(np.abs(w))[::-1]) / 2
+    for fewest in range(1, 13):
+        network.layers["out"].b.data[...] = w.sum() / 2 + gains[fewest - 1] - 0.25, 0
+        found = attack(network, np.full((1, 12), 0.5), [0], "margin")
+        assert found.succeeded.item() and found.moves.item() == fewest
+
+
+def test_margin():
+    logits = np.array([[3.0, 1.0, 3.0], [5.0, 2.0, 2.0], [1.0, 4.0, 2.0], [-np.inf, 1.0, -np.inf]])
+    margins, rival = margin(logits, np.array([1, 0, 1, 1]))
+    assert margins.tolist() == [2, -3, -2, -np.inf] and rival.tolist() == [0, 1, 2, 0]
+    for wrong in np.nan, np.inf:
+        with np.errstate(invalid="ignore"), pytest.raises(AttackError, match="the logits are no finite numbers"):
+            margin(np.array([[wrong, wrong]]), np.array([0]))
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_attack_margin_refuses_logits_that_are_not_numbers(bias):
+    network = small()
+    network.layers["dense2"].b.data[:2] = bias
+    images = samples(small())[0]
+    with np.errstate(all="ignore"), pytest.raises(AttackError, match="no finite numbers: choose other weights"):
+        attack(network, images, np.zeros(len(images), int), "margin")
+
+
+def result_of(succeeded, adversarial):
+    """An AttackResult of which only the outcome counts."""
+    n = len(adversarial)
+    count, none = np.zeros(n, int), np.zeros(n, bool)
+    return AttackResult(np.ones(n, bool), np.array(succeeded, bool), count, count, none, np.array(adversarial))
+
+
+def test_pixels_to_success_is_the_best_of_all_attacks_per_image():
+    """Counted are the pixels that differ, whatever the moves; without a success none count."""
+    images = np.full((4, 1, 2, 2), 0.5)
+    one, two, three = (np.array(images) for _ in range(3))
+    one[:, 0, 0, 0], two[:, 0, 0] = 1, 1
+    three[...] = 0
+    few = result_of([1, 0, 0, 0], one)
+    some = result_of([1, 1, 0, 0], two)
+    all_of_them = result_of([1, 1, 1, 0], three)
+    none = np.inf
+    assert pixels_to_success(images, few).tolist() == [1, none, none, none]
+    assert pixels_to_success(images, all_of_them).tolist() == [4, 4, 4, none]
+    assert pixels_to_success(images, all_of_them, few, some).tolist() == [1, 2, 4, none]
+    assert pixels_to_success(images).tolist() == [none] * 4
+    assert pixels_to_success(images.tolist(), few, some).tolist() == [1, 2, none, none]
+
+
+def test_pixels_to_success_compares_in_the_networks_precision():
+    """0.1 is another number in float64 than in float32; an image that was not moved differs nowhere."""
+    images = np.full((1, 3), 0.1)
+    moved = np.array([[0.1, 1.0, 0.1]], np.float32)
+    assert pixels_to_success(images, result_of([1], moved)).tolist() == [1]
+
+
+def test_pixels_to_success_counts_no_moves_that_change_nothing():
+    images, labels = samples(small())
+    for skip in (False, True):
+        found = attack(small(), images, labels, "3", Setting(limit=40, skip_unchanged=skip))
+        pixels = pixels_to_success(images, found)
+        assert np.array_equal(pixels < np.inf, found.succeeded)
+        expected = (found.moves - found.unchanged_moves)[found.succeeded]
+        assert found.succeeded.any() and np.array_equal(pixels[found.succeeded], expected)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 5e-15), (np.float32, 1e-6)])
@@ -569,58 +666,6 @@ def test_log_odds_against():
     others = np.where(np.arange(10) == k[:, None], 0, p).sum(axis=1)
     assert log_odds_against(z, k) == pytest.approx(np.log(others / p_k), rel=1e-12, abs=1e-12)
     assert np.logaddexp(0, log_odds_against(z, k)) == pytest.approx(-np.log(p_k), rel=1e-12, abs=1e-12)
-
-
-FIVE_SAMPLES = AttackResult(
-    attacked=np.array([True, True, True, True, False]),
-    succeeded=np.array([True, False, True, False, False]),
-    moves=np.array([4, 100, 7, 100, 0]),
-    unchanged_moves=np.array([0, 90, 1, 20, 0]),
-    zero_scores=np.array([False, True, False, False, False]),
-    adversarial=np.zeros((5, 1, 2, 2)),
-    forwards=321,
-    backwards=4,
-)
-
-
-def test_summary():
-    assert summary(FIVE_SAMPLES) == {
-        "images": 5,
-        "misclassified": 1,
-        "attacked": 4,
-        "counted": 4,
-        "succeeded": 2,
-        "success_rate": 0.5,
-        "success_interval": wilson_interval(2, 4),
-        "mean_moves_of_successes": 5.5,
-        "unchanged_moves": 111,
-        "moves": 211,
-        "zero_score_share": 0.25,
-        "forwards": 321,
-        "backwards": 4,
-    }
-
-
-@pytest.mark.parametrize(
-    ("counted", "successes", "mean_moves", "zero_share"),
-    [
-        ([1, 1, 1, 1, 1], 2, 5.5, 0.25),
-        ([1, 1, 0, 0, 1], 1, 4.0, 0.5),
-        ([0, 0, 0, 0, 1], 0, None, None),
-        ([0, 0, 0, 0, 0], 0, None, None),
-    ],
-)
-def test_summary_over_another_denominator(counted, successes, mean_moves, zero_share):
-    """All samples; those that two networks agree on; none that was attacked; none at all."""
-    trials = sum(counted)
-    assert summary(FIVE_SAMPLES, np.array(counted, bool)) == summary(FIVE_SAMPLES) | {
-        "counted": trials,
-        "succeeded": successes,
-        "success_rate": successes / trials if trials else None,
-        "success_interval": wilson_interval(successes, trials),
-        "mean_moves_of_successes": mean_moves,
-        "zero_score_share": zero_share,
-    }
 
 
 @test_facts.needs_the_author

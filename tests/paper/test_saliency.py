@@ -9,7 +9,7 @@ from minicnn import backend
 from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import Conv2D, Dense, DropoutMasks, Flatten, MaxPool2D, Sequential
 from minicnn.paper.networks import paper_cnn
-from minicnn.paper.saliency import saliency_maps
+from minicnn.paper.saliency import logit_gradients, saliency_maps
 from minicnn.training import predict
 from minicnn.weights import get_weights, set_weights
 from tests.conftest import colour_cnn, dense_network, small_cnn
@@ -100,6 +100,25 @@ def test_saliency_maps_have_the_dtype_of_the_network(device, name):
     assert all(np.array_equal(a, b) for a, b in zip(lists, found, strict=True))
     nothing = saliency_maps(network, images[:0], [])
     assert nothing.maps.shape == (0, *shape) and nothing.zeros.shape == nothing.log10_size().shape == (0,)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logit_gradients_are_those_of_the_weighted_sums(device, name):
+    """Two sums, one of them of weights that depend on the logits; no graph is used up by the first."""
+    images, _, up, down = differences(name)
+    network = NETWORKS[name][0](dtype=np.float64).to(device.name)
+    expected_logits = predict(network, images)
+    fixed = np.arange(3.0 * up.shape[2]).reshape(3, -1) - 4
+
+    def weigh(logits):
+        np.testing.assert_array_equal(logits, expected_logits)
+        return fixed, logits**2
+
+    found = logit_gradients(network, images, weigh)
+    for gradient, weights in zip(found, (fixed, expected_logits**2), strict=True):
+        expected = ((up - down) / (2 * EPS) * weights[:, None]).sum(axis=2)
+        assert gradient.shape == images.shape and gradient.dtype == np.float64
+        assert np.abs(gradient.reshape(3, -1) - expected).max() < 1e-6 * np.abs(expected).max()
 
 
 def test_saliency_scaled_does_not_underflow_where_plain_is_all_zero(device):
@@ -222,6 +241,7 @@ IMAGES, LABELS = samples(3)
         (IMAGES, [0.0, 1.0, 2.0], {}, "class labels must be integers, got float64"),
         (IMAGES, LABELS, {"arithmetic": "exact"}, "arithmetic must be 'plain' or 'scaled', got 'exact'"),
         (IMAGES, LABELS, {"T": 0}, "T must be positive, got 0"),
+        *((IMAGES, LABELS, {"chunk": n}, f"^chunk must be an integer of at least 1, got {n}$") for n in (0, -1, 1.5)),
         (IMAGES[:, 0], LABELS, {}, r"images must have shape \(N, C, H, W\), got \(3, 8, 8\)"),
     ],
 )
