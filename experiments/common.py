@@ -20,6 +20,7 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,9 @@ from minicnn import backend, cpu, data, training, weights
 from minicnn.compiled import kernel_folder
 from minicnn.files import write_atomically
 from minicnn.paper import attacks
+from minicnn.paper.jsma import jsma
 from minicnn.paper.networks import NETWORKS, PENALTY, TEMPERATURE, paper_cnn, pool_ties
+from minicnn.paper.sparse_rs import sparse_rs
 
 
 def _from_here(path):
@@ -52,6 +55,9 @@ DATASET_DEFAULTS = {
     "digits": {"batch": 32, "epochs": 25, "images": 297, "learning_rate": 0.1, "distilled_rate": 0.1},
 }
 
+# Attacks that are no specification of the one loop, and how many images they do in some ten seconds.
+SEARCHES = {"jsma": 50, "sparse-rs": 200}
+ATTACKS = (*attacks.ALGORITHMS, *attacks.STRONGER, *SEARCHES)
 
 # The denominators of success rates.
 DENOMINATORS = {
@@ -178,9 +184,11 @@ def network_arguments(parser, default="standard"):
 
 def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
     """Add the options of attacks to a parser. images: what the default of --images is, in words."""
-    parser.add_argument(
-        "--images", type=positive(int), metavar="N", help=f"attack the first N test images; default: {images}"
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--images", type=positive(int), metavar="N", help=f"attack N test images, drawn by the seed; default: {images}"
     )
+    which.add_argument("--first", type=positive(int), metavar="N", help="attack the first N test images instead")
     parser.add_argument(
         "--limit", type=positive(int), default=100, help="moves an image; default: 100 (the author's code makes 99)"
     )
@@ -295,17 +303,19 @@ def protocol(options):
     )
 
 
-def train(name, dataset, protocol, folder, draw=True):
-    """Train one of the NETWORKS (its teacher first), or go on where it stopped. Returns (network, history).
+def train(name, dataset, protocol, folder, draw=True, teacher=None):
+    """Train one of the NETWORKS, or go on where it stopped; its teacher first, unless that is given. Returns (network,
+    history).
 
     Writes to the folder, under protocol.file_name(name), .checkpoint.npz after every epoch, then .npz, .csv and, unless
     draw is False, .png.
     """
     recipe, targets, file_name = protocol.recipe(name), dataset.train_labels, protocol.file_name(name)
-    if teacher := NETWORKS[name].teacher:
-        teacher_network, _ = train(teacher, dataset, protocol, folder)
+    if NETWORKS[name].teacher:
+        if teacher is None:
+            teacher, _ = train(NETWORKS[name].teacher, dataset, protocol, folder, draw)
         dropout = protocol.seed if protocol.teacher_dropout else None
-        targets = training.distilled_labels(teacher_network, dataset.train_images, recipe.temperature, dropout)
+        targets = training.distilled_labels(teacher, dataset.train_images, recipe.temperature, dropout)
     network = paper_cnn(seed=protocol.seed).to(protocol.device)
     held_out = {"test": (dataset.test_images, dataset.test_labels)}
     if len(dataset.validation_images):
@@ -385,11 +395,40 @@ def load_network(path, device="cpu", ties="all", dtype=np.float32, T=None):
     return weights.load_weights(paper_cnn(ties=ties, dtype=dtype).to(device), path)
 
 
-def first_images(dataset, count):
-    """The first `count` test images and their labels; says so where there are fewer."""
-    if count > len(dataset.test_labels):
-        note(f"{dataset.name} has {len(dataset.test_labels)} test images, not {count}: all of them are taken")
-    return dataset.test_images[:count], dataset.test_labels[:count]
+class Sample(NamedTuple):
+    """Test images (N, 1, 28, 28), their labels (N,), their indices in the test set (N,), and the seed that drew them,
+    None for the first ones."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    seed: int | None
+
+    def taken(self):
+        """What was taken, for a JSON of results: indices where they are at most 1,000."""
+        count = len(self.indices)
+        return {"seed": self.seed, "count": count, "indices": self.indices if count <= 1000 else None}
+
+    def __str__(self):
+        if self.seed is None:
+            return f"the first {len(self.indices)} test images"
+        return f"{len(self.indices)} test images drawn by seed {self.seed}"
+
+
+def sample(dataset, count, seed, first=False):
+    """The Sample of `count` test images, or of all where there are fewer, which it says: the beginning of the
+    permutation of the test set that the seed gives, so that a larger sample goes on where a smaller one ends; with
+    first, the first ones."""
+    tested = len(dataset.test_labels)
+    if count > tested:
+        note(f"{dataset.name} has {tested} test images, not {count}: all of them are taken")
+    indices = (np.arange(tested) if first else np.random.default_rng(seed).permutation(tested))[:count]
+    return Sample(dataset.test_images[indices], dataset.test_labels[indices], indices, None if first else seed)
+
+
+def chosen_sample(options, dataset, default):
+    """The Sample of the options that attack_arguments adds, of `default` images where they are silent."""
+    return sample(dataset, options.first or options.images or default, options.seed, options.first is not None)
 
 
 def network_key(network):
@@ -473,27 +512,35 @@ def setting(options, arithmetic="scaled"):
 
 def images_a_part(algorithm, setting, device):
     """How many images an attack does in some ten seconds of two cores, or of a GPU: what a kill loses at most."""
-    images = {"gradient": 500, "loss difference": 200}[algorithm.score]
+    images = {"gradient": 500, "margin": 500, "loss difference": 200}[algorithm.score]
     if algorithm.refresh:
         images = 2 * images // setting.limit
     return max(1, images) * (1 if device == "cpu" else 20)
 
 
-def attack(network, images, labels, algorithm, setting, store, label="", part=None):
-    """attacks.attack in parts of images that are kept in the store. Returns the AttackResult of all, the same for parts
-    of any size.
+def attack(network, images, labels, algorithm, setting, store, label="", part=None, seed=0):
+    """An attack in parts of images that are kept in the store. Returns the AttackResult of all, the same for parts of
+    any size.
 
-    network: a paper_cnn. algorithm: a key of attacks.ALGORITHMS or an Algorithm. label: what the progress begins with.
-    part: images in a part, by default what a kill may lose.
+    network: a paper_cnn. algorithm: one of ATTACKS, or an Algorithm. label: what the progress begins with. part: images
+    in a part, by default what a kill may lose. seed: of sparse-rs.
     """
-    name, algorithm = (algorithm, attacks.ALGORITHMS[algorithm]) if isinstance(algorithm, str) else (None, algorithm)
-    progress = Progress(f"{label}Algorithm {name or f'of {algorithm.score}s'}, {setting.arithmetic}", len(images))
-    part = part or images_a_part(algorithm, setting, network.device)
+    title = f"Algorithm {algorithm}, {setting.arithmetic}" if algorithm in attacks.ALGORITHMS else algorithm
+    if algorithm in SEARCHES:
+        about = {"search": algorithm} | ({"seed": seed} if algorithm == "sparse-rs" else {})
+        part = part or SEARCHES[algorithm]
+    else:
+        if isinstance(algorithm, attacks.Algorithm):
+            title = f"Algorithm of {algorithm.score}s, {setting.arithmetic}"
+        else:
+            algorithm = (attacks.ALGORITHMS | attacks.STRONGER)[algorithm]
+        about, part = vars(algorithm), part or images_a_part(algorithm, setting, network.device)
+    progress = Progress(f"{label}{title}", len(images))
     parts = []
     for start in range(0, len(images), part):
         x, y = images[start : start + part], labels[start : start + part]
         key = network_key(network) | {
-            "algorithm": vars(algorithm),
+            "algorithm": about,
             "setting": vars(setting),
             "images": digest(x, y),
         }
@@ -502,6 +549,10 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
             def on_move(move, limit, active):
                 progress(start + len(x) - active, f"(move {move} of {limit})")
 
+            if algorithm == "jsma":
+                return vars(jsma(network, x, y, setting, on_move))
+            if algorithm == "sparse-rs":
+                return vars(sparse_rs(network, x, y, setting, on_move, seed=seed))
             return vars(attacks.attack(network, x, y, algorithm, setting, on_move))
 
         parts.append(store.get(key, compute))
@@ -598,17 +649,18 @@ def save_figure(path, fig):
     write_atomically(path, buffer.getvalue())
 
 
-def plot_history(path, name, T, history):
-    """Loss, accuracy and time of every epoch as a picture."""
+def plot_history(path, name, T, *histories):
+    """Loss, accuracy and time of every epoch as a picture; histories: one of every seed."""
     fig, ((loss, accuracy, seconds),) = figure(1, 3)
-    columns = {key: np.array([row[key] for row in history]) for key in history[0]}
-    epochs = columns["epoch"]
-    loss.plot(epochs, columns["train_loss"], label=f"training, T = {T:g}, dropout")
-    for kind in ("validation", "test"):
-        if f"{kind}_loss" in columns:
-            loss.plot(epochs, columns[f"{kind}_loss"], label=f"{kind}, T = 1")
-            accuracy.plot(epochs, 100 * (1 - columns[f"{kind}_accuracy"]), label=kind)
-    seconds.plot(epochs, columns["seconds"])
+    for i, history in enumerate(histories):
+        columns = {key: np.array([row[key] for row in history]) for key in history[0]}
+        epochs, hidden = columns["epoch"], "_" * i  # a label that begins so is in no legend
+        loss.plot(epochs, columns["train_loss"], "C0", label=f"{hidden}training, T = {T:g}, dropout")
+        for kind, color in ("validation", "C1"), ("test", "C2"):
+            if f"{kind}_loss" in columns:
+                loss.plot(epochs, columns[f"{kind}_loss"], color, label=f"{hidden}{kind}, T = 1")
+                accuracy.plot(epochs, 100 * (1 - columns[f"{kind}_accuracy"]), color, label=f"{hidden}{kind}")
+        seconds.plot(epochs, columns["seconds"], "C0")
     seconds.set_ylim(bottom=0)
     for axes, title in (loss, "loss (nats)"), (accuracy, "error (%)"), (seconds, "seconds an epoch"):
         axes.set(title=title, xlabel="epoch")
@@ -616,5 +668,6 @@ def plot_history(path, name, T, history):
     for axes in (loss, accuracy):
         axes.set_yscale("log")
         axes.legend(fontsize=8)
-    fig.suptitle(f"{name}: test accuracy {history[-1]['test_accuracy']:.2%} after {len(history)} epochs")
+    reached = ", ".join(f"{history[-1]['test_accuracy']:.2%} after {len(history)} epochs" for history in histories)
+    fig.suptitle(f"{name}: test accuracy {reached}")
     save_figure(path, fig)

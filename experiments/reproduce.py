@@ -6,8 +6,10 @@ labels). Every attack is run with the author's arithmetic (plain float32, which 
 the folder: results.json, report.md, report.html, the figures, and the trained networks. Everything resumes.
 
 The paper's protocol is --dataset mnist (50 epochs); the default is scikit-learn's digits, a few minutes. --trained
-experiments/results/mnist takes the networks that come with the project instead of training. --masking adds what
-experiments.masking finds, a longer study of why temperature seemed to work.
+experiments/results/mnist takes the networks that come with the project instead of training, and with them the one that
+the paper has not, where it is there. --seeds N trains or takes those of N seeds, named as train names them: only then
+is anything said of training, not of two networks alone. --masking adds what experiments.masking finds, a longer study
+of why temperature seemed to work.
 """
 
 import dataclasses
@@ -16,27 +18,33 @@ from pathlib import Path
 import numpy as np
 
 from experiments import claims, common, figures, masking, report
+from experiments.author_networks import author_networks
 from experiments.claims import Missing
-from minicnn import data, training
+from minicnn import training
 from minicnn.paper import attacks
 from minicnn.paper.attacks import ARITHMETICS
-from minicnn.paper.networks import PAPER_NETWORKS, rescaled
+from minicnn.paper.networks import NETWORKS, PAPER_NETWORKS, rescaled
 from minicnn.paper.saliency import saliency_maps
+from minicnn.paper.statistics import Outcomes, Rate, summary
 
-# Test images for the algorithms that try every pixel (4: after every move), where --images and --refreshed are silent.
-EXPENSIVE = {"digits": {"2": 50, "author": 50, "4": 10}, "mnist": {"2": 1000, "author": 1000, "4": 50}}
+# Test images for each algorithm. 2 and the author's try every pixel, 4 every pixel after every move.
+IMAGES = {
+    "digits": {"1": 297, "2": 50, "3": 297, "4": 10, "author": 50},
+    "mnist": {"1": 10000, "2": 2000, "3": 10000, "4": 300, "author": 10000},
+}
 # The networks that the table needs them on; the others run on all.
-ATTACKED = {"2": ("standard",), "4": ("standard",)}
-OF_A_RATE = ("counted", "succeeded", "success_rate", "success_interval", "mean_moves_of_successes")
+ATTACKED = {"2": ("standard",), "4": ("standard",), "author": PAPER_NETWORKS}
+OF_TRAINING = ("epochs", "batch", "validation", "teacher_dropout", "no_graph")  # options
 FIGURE_IMAGES = 8
+SEARCHED = 300  # images for one that shows the finding
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What the networks are attacked with.
 
-    images: algorithm -> on how many test images, from the first; setting: of the attacks, its arithmetic ignored;
-    denominator: of success rates, one of common.DENOMINATORS; trained_T: of the networks trained at temperature.
+    images: algorithm -> on how many of the test images; setting: of the attacks, its arithmetic ignored; denominator:
+    of success rates, one of common.DENOMINATORS; trained_T: of the networks trained at temperature.
     """
 
     images: dict
@@ -50,146 +58,188 @@ class Plan:
 
 
 def main(options):
-    if options.trained and options.seeds > 1:
-        raise common.UsageError("--trained holds the networks of one seed: leave out --seeds, or train")
+    if options.trained:
+        refuse_training(options)
     dataset = common.load_data(options.dataset, options.validation)
-    protocol, store = common.protocol(options), common.Store(options.out / "parts")
-    counts = image_counts(dataset, options.images, options.refreshed)
+    sample = common.sample(dataset, len(dataset.test_labels), options.seed, options.first is not None)
+    store, asked = common.Store(options.out / "parts"), options.first or options.images
+    counts = image_counts(dataset, asked, options.expensive, options.refreshed)
     plan = Plan(counts, common.setting(options), options.denominator, options.temperature)
+    seeds = range(options.seed, options.seed + options.seeds)
+    protocols = [dataclasses.replace(common.protocol(options), seed=seed) for seed in seeds]
+    names = PAPER_NETWORKS if options.trained is None else those_there(options.trained, protocols)
 
-    seeds, shown = [], None
-    for seed in range(options.seed, options.seed + options.seeds):
-        folder = options.out if shown is None else options.out / f"seed{seed}"
-        print(f"seed {seed}: training and attacking {', '.join(PAPER_NETWORKS)} on {dataset.name}", flush=True)
-        of_seed = dataclasses.replace(protocol, seed=seed)
-        networks, epochs = find_networks(dataset, of_seed, options.trained, folder, options.ties)
-        seeds.append({"seed": seed, "epochs": epochs, "networks": measure(networks, dataset, plan, store)})
+    runs, histories, shown = [], {name: [] for name in names}, None
+    for protocol in protocols:
+        print(f"seed {protocol.seed}: training and attacking {', '.join(names)} on {dataset.name}", flush=True)
+        networks, found = find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
+        runs.append(measure(networks, sample, plan, store))
         shown = shown or networks
-    runs = [seed["networks"] for seed in seeds]
-    their_networks = author_networks(dataset, options.device, options.ties)
+        for name in names:
+            histories[name].append(found[name])
+    if dataset.name == "mnist":
+        their_networks = author_networks(options.device, options.ties)
+    else:
+        their_networks = Missing("needs --dataset mnist, on which the author's networks were trained")
     if isinstance(their_networks, Missing):
         theirs = appendix = their_networks
     else:
         print("the author's own networks", flush=True)
         theirs, appendix = (
-            measure(their_networks, dataset, plan, store),
+            measure(their_networks, sample, plan, store),
             appendix_a(their_networks["standard"], dataset),
         )
-    table = claims.rows(claims.Results(runs, plan.trained_T, theirs, appendix))
+    judged = claims.Results(runs, plan.trained_T, theirs, appendix)
+    measured = claims.measure(judged)
+    table = claims.rows(judged, measured)
+    rates = over_seeds(runs) | ({} if isinstance(theirs, Missing) else over_seeds([theirs], "the author's "))
 
+    epochs = [{name: len(history[i]) for name, history in histories.items()} for i in range(len(seeds))]
     results = common.environment(options) | {
-        "runs": seeds,
-        "author": theirs.reason if isinstance(theirs, Missing) else {"networks": theirs},
+        "runs": [
+            {"seed": protocol.seed, "epochs": epochs[i], "networks": masking.without_images(runs[i])}
+            for i, protocol in enumerate(protocols)
+        ],
+        "author": theirs.reason if isinstance(theirs, Missing) else {"networks": masking.without_images(theirs)},
         "appendix_a": appendix.reason if isinstance(appendix, Missing) else appendix,
+        "sample": sample._replace(indices=sample.indices[: max(counts.values())]).taken(),
         "setting": {key: value for key, value in vars(plan.setting).items() if key != "arithmetic"},
         "denominator": plan.denominator,
         "temperature": plan.trained_T,
+        "seeds": {name: {of: rate.by_seed for of, rate in row.items()} for name, row in rates.items()},
+        "comparisons": claims.comparisons(measured),
         "table": [row._asdict() for row in table],
     }
     results["setting"] |= {"ties": options.ties, "images": plan.images}
     if not options.trained:
-        results["recipes"] = {name: vars(protocol.recipe(name)) for name in PAPER_NETWORKS}
+        results["recipes"] = {name: vars(protocols[0].recipe(name)) for name in names}
     common.write_json(options.json, results)
-    print("\n" + report.terminal(table))
+    means = report.table(in_words(rates))
+    print(f"\n{report.terminal(table)}\n\n{means}")
 
-    pictures = draw(options.out, dataset, shown, their_networks, runs, plan)
-    text, sections = about(results), [report.Section("Figures", "", pictures)]
+    pictures = draw(options.out, sample, shown, histories, their_networks, runs, plan)
+    text = about(results)
+    sections = [report.Section("The networks, over their seeds", means, []), report.Section("Figures", "", pictures)]
     report.write(options.out, text, table, sections)
     if options.masking:
-        ours = masking_networks(shown, dataset, protocol, options.trained, options.out, options.ties)
+        ours = masking_networks(shown, dataset, protocols[0], options.trained, options.out, options.ties)
         studied = {"Why temperature seemed to work": (ours, options.out)}
         if not isinstance(their_networks, Missing):
             studied["The author's networks"] = their_networks, options.out / "author"
-        told = masking.Study(plan.setting, plan.trained_T, options.seed, options.images, store)
+        count = asked and min(asked, len(sample.labels))
+        told = masking.Study(plan.setting, plan.trained_T, options.seed, count, store, options.first is not None)
         results["masking"], more = study_masking(studied, dataset, told)
         common.write_json(options.json, results)
         report.write(options.out, text, table, sections + more)
     print(f"\nwritten: {options.json}, {options.out}/report.md and report.html with their figures")
 
 
-def image_counts(dataset, images, refreshed):
-    """Algorithm -> the number of test images that it is run on. images, refreshed: as asked for, or None."""
+def refuse_training(options):
+    """Raises UsageError where the options say how to train."""
+    given = [name for name in OF_TRAINING if getattr(options, name) != command_line().get_default(name)]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise common.UsageError(f"--trained takes networks as they are: leave out {names}, or train")
+
+
+def image_counts(dataset, images, expensive, refreshed):
+    """Algorithm -> the number of test images that it is run on. images, for all at most, expensive, for 2 and the
+    author's, and refreshed, for 4: as asked for, or None."""
     tested = len(dataset.test_labels)
-    if max(images or 0, refreshed or 0) > tested:
+    if max(images or 0, expensive or 0, refreshed or 0) > tested:
         common.note(f"{dataset.name} has {tested} test images: no more are taken")
-    cheap = images or common.DATASET_DEFAULTS[dataset.name]["images"]
-    counts = {"1": cheap, "3": cheap} | EXPENSIVE[dataset.name]
-    if images:
-        counts |= {"2": images, "author": images}
+    counts = {algorithm: min(count, images or count) for algorithm, count in IMAGES[dataset.name].items()}
+    if expensive is not None:
+        counts |= {"2": expensive, "author": expensive}
     if refreshed is not None:
         counts["4"] = refreshed
     counts["2"] = max(counts["2"], counts["4"])  # their row compares the two on the same images
     return {algorithm: min(count, tested) for algorithm, count in counts.items()}
 
 
-def find_networks(dataset, protocol, trained, folder, ties):
-    """The paper's three networks, trained to the folder, or taken from the folder `trained` unless that is None:
-    name -> network, name -> epochs of its training."""
+def those_there(folder, protocols):
+    """The paper's networks, and the one that it has not where the folder has it of every seed."""
+    return tuple(
+        name
+        for name in NETWORKS
+        if name in PAPER_NETWORKS or all((folder / f"{p.file_name(name)}.npz").exists() for p in protocols)
+    )
+
+
+def find_networks(names, dataset, protocol, trained, folder, ties):
+    """Networks, trained to the folder, or taken from the folder `trained` unless that is None: name -> network, name ->
+    history of its training."""
     if trained:
-        histories = {name: common.read_csv(trained / f"{name}.csv") for name in PAPER_NETWORKS}
-        paths = {name: trained / f"{name}.npz" for name in PAPER_NETWORKS}
+        histories = {name: common.read_csv(trained / f"{protocol.file_name(name)}.csv") for name in names}
     else:
-        histories = {name: common.train(name, dataset, protocol, folder, draw=False)[1] for name in PAPER_NETWORKS}
-        paths = {name: folder / f"{protocol.file_name(name)}.npz" for name in PAPER_NETWORKS}
-    T = {name: protocol.recipe(name).temperature for name in PAPER_NETWORKS}
-    networks = {name: common.load_network(path, protocol.device, ties, T=T[name]) for name, path in paths.items()}
-    for name, history in histories.items():
-        common.plot_history(folder / f"{name}.png", name, T[name], history)
-    return networks, {name: len(history) for name, history in histories.items()}
+        histories = {name: common.train(name, dataset, protocol, folder, draw=False)[1] for name in names}
+    networks = {}
+    for name in names:
+        path, T = (trained or folder) / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature
+        networks[name] = common.load_network(path, protocol.device, ties, T=T)
+    return networks, histories
 
 
-def author_networks(dataset, device, ties):
-    """The author's two released networks, name -> network, or Missing."""
-    if dataset.name != "mnist":
-        return Missing("needs --dataset mnist, on which the author's networks were trained")
-    folder = (data.data_folder() or Path()) / "author_networks"
-    files = {"standard": folder / "standard.npz", "temperature": folder / "temperature20.npz"}
-    if not all(path.exists() for path in files.values()):
-        return Missing("needs the author's networks: author_networks/*.npz in the folder that MINICNN_DATA names")
-    return {name: common.load_network(path, device, ties) for name, path in files.items()}
-
-
-def measure(networks, dataset, plan, store):
-    """The figures of networks (name -> network, among them "standard", with which gradients are compared): a
-    claims.Run."""
-    images, labels, T = dataset.test_images, dataset.test_labels, plan.setting.T
+def measure(networks, sample, plan, store):
+    """The figures of networks (name -> network, among them "standard", with which gradients are compared) on a sample
+    of all test images: a claims.Run."""
+    images, labels, T = sample.images, sample.labels, plan.setting.T
     correct = {name: training.correct(network, images, labels) for name, network in networks.items()}
     run = {}
     for name, network in networks.items():
         run[name] = {
             "correct": int(correct[name].sum()),
             "tested": len(labels),
-            "attacks": attack_all(name, network, dataset, correct, plan, store),
+            "by_image": Outcomes(np.ones(len(labels), bool), correct[name]),
+            "attacks": attack_all(name, network, sample, correct, plan, store),
         }
-        if name != "standard":
+        if NETWORKS[name].at_temperature:
             temperatures = {"T": T, "reference_T": T, "trained_T": plan.trained_T}
             budget = masking.budget(network, networks["standard"], images, labels, **temperatures, store=store)
-            run[name]["gradient"] = masking.without_images(budget)
+            run[name]["gradient"] = budget
         plain, scaled = (claims.rate([run], name, "1", arithmetic) for arithmetic in ARITHMETICS)
         accuracy = correct[name].mean()
         print(f"{name}: {accuracy:.2%} correct; Algorithm 1 succeeds on {plain} plain, {scaled} scaled", flush=True)
     return run
 
 
-def attack_all(name, network, dataset, correct, plan, store):
-    """Every attack on one network: algorithm -> arithmetic -> attacks.summary. correct: as for common.counted."""
+def attack_all(name, network, sample, correct, plan, store):
+    """Every attack on one network: algorithm -> arithmetic -> statistics.summary, and the Outcomes "by_image". correct:
+    as for common.counted."""
     found = {}
     for algorithm in attacks.ALGORITHMS:
         count = plan.images[algorithm]
-        if not count or name not in ATTACKED.get(algorithm, PAPER_NETWORKS):
+        if not count or name not in ATTACKED.get(algorithm, NETWORKS):
             continue
-        images, labels = dataset.test_images[:count], dataset.test_labels[:count]
+        images, labels = sample.images[:count], sample.labels[:count]
         counted = common.counted(plan.denominator, correct, name, count)
-        results = {
-            setting.arithmetic: common.attack(network, images, labels, algorithm, setting, store, f"{name}: ")
-            for setting in plan.settings()
-        }
-        found[algorithm] = {arithmetic: attacks.summary(result, counted) for arithmetic, result in results.items()}
-        if algorithm == "2" and plan.images["4"]:
-            of_4 = counted & (np.arange(count) < plan.images["4"])
-            alone = {arithmetic: attacks.summary(result, of_4) for arithmetic, result in results.items()}
-            found[claims.ON_THE_SAME_IMAGES] = {a: {k: summary[k] for k in OF_A_RATE} for a, summary in alone.items()}
+        found[algorithm] = {}
+        for setting in plan.settings():
+            result = common.attack(network, images, labels, algorithm, setting, store, f"{name}: ")
+            by_image = Outcomes(counted, result.succeeded, result.moves)
+            found[algorithm][setting.arithmetic] = summary(result, counted) | {"by_image": by_image}
     return found
+
+
+def over_seeds(runs, whose=""):
+    """The Rates of the runs' networks: name, after `whose`, -> what of -> Rate."""
+    found = {}
+    for name in runs[0]:
+        rates = {"accuracy": Rate.of_seeds((run[name]["correct"], run[name]["tested"]) for run in runs)}
+        for algorithm in "13":
+            for arithmetic in ARITHMETICS:
+                rates[f"Algorithm {algorithm}, {arithmetic}"] = claims.rate(runs, name, algorithm, arithmetic)
+        found[whose + name] = rates
+    return found
+
+
+def in_words(rates):
+    """What over_seeds returns as the rows of a table: means and, of several seeds, standard deviations."""
+    return [
+        {"network": name}
+        | {of: f"{r.mean:.2%}" + f" +- {r.spread:.2%}" * (len(r.by_seed) > 1) for of, r in row.items()}
+        for name, row in rates.items()
+    ]
 
 
 def appendix_a(network, dataset):
@@ -212,10 +262,11 @@ def appendix_a(network, dataset):
     return found
 
 
-def draw(folder, dataset, networks, their_networks, runs, plan):
-    """All figures of the table's report, to the folder; returns (caption, path) pairs. their_networks: the author's."""
+def draw(folder, sample, networks, histories, their_networks, runs, plan):
+    """All figures of the table's report, to the folder; returns (caption, path) pairs. networks: those of one seed;
+    histories: name -> one of every seed; their_networks: the author's."""
     trained_at = f"T = {plan.trained_T:g}"
-    draw_finding(folder / "finding.png", dataset, networks["temperature"], plan)
+    draw_finding(folder / "finding.png", sample, networks["temperature"], plan)
     names = ["standard\nT = 1", f"temperature\n{trained_at}", f"distilled\n{trained_at}"]
     panels = {
         f"Algorithm {algorithm}": {a: [claims.rate(runs, n, algorithm, a) for n in PAPER_NETWORKS] for a in ARITHMETICS}
@@ -226,7 +277,7 @@ def draw(folder, dataset, networks, their_networks, runs, plan):
         ("The finding: the same network, image and attack, plain and scaled float32.", "finding.png"),
         ("Success of Algorithms 1 and 3; bars are Wilson 95 % intervals.", "success.png"),
     ]
-    images, labels = dataset.test_images[:FIGURE_IMAGES], dataset.test_labels[:FIGURE_IMAGES]
+    images, labels = sample.images[:FIGURE_IMAGES], sample.labels[:FIGURE_IMAGES]
     attacked = {
         "": ("Figures 1 and 2", networks["standard"]),
         "temperature_": (f"The same on the {trained_at} network", networks["temperature"]),
@@ -244,7 +295,10 @@ def draw(folder, dataset, networks, their_networks, runs, plan):
         rows = [(a, saliency_maps(networks[name], images, labels, plan.setting.T, a)) for a in ARITHMETICS]
         figures.draw_maps(folder / f"saliency_{name}.png", images, rows)
         pictures.append((f"Saliency maps of the {name} network.", f"saliency_{name}.png"))
-        pictures.append((f"Training of the {name} network.", f"{name}.png"))
+    for name, history in histories.items():
+        T = plan.trained_T if NETWORKS[name].at_temperature else 1.0
+        common.plot_history(folder / f"{name}.png", name, T, *history)
+        pictures.append((f"Training of the {name} network{', every seed' * (len(history) > 1)}.", f"{name}.png"))
     return [(caption, folder / name) for caption, name in pictures]
 
 
@@ -254,12 +308,13 @@ def attack_and_look(network, images, labels, setting):
     return result, training.predict(network, result.adversarial).argmax(axis=1)
 
 
-def draw_finding(path, dataset, network, plan):
-    """One sample, its map and Algorithm 1, in plain and in scaled arithmetic, on the T-trained network.
+def draw_finding(path, sample, network, plan):
+    """One image, its map and Algorithm 1, in plain and in scaled arithmetic, on the T-trained network.
 
-    The sample is the first that the network sees correctly and whose plain map is zero, or the first seen correctly.
+    The image is the first that the network sees correctly and whose plain map is zero, or the first seen correctly.
     """
-    images, labels = dataset.test_images[: plan.images["1"]], dataset.test_labels[: plan.images["1"]]
+    count = min(plan.images["1"], SEARCHED)
+    images, labels = sample.images[:count], sample.labels[:count]
     plain = saliency_maps(network, images, labels, plan.setting.T, "plain")
     decisions = plain.logits.argmax(axis=1)
     shown = int(np.argmax(2 * (decisions == labels) + (plain.zeros == plain.maps[0].size)))
@@ -278,6 +333,8 @@ def about(results):
     machine, setting, seeds = results["machine"], results["setting"], len(results["runs"])
     names = {"author": "the author's own attack"} | {a: f"Algorithm {a}" for a in "1234"}
     counts = ", ".join(f"{setting['images'][a]} for {name}" for a, name in sorted(names.items()))
+    drawn = "from the first" if results["sample"]["seed"] is None else f"drawn by seed {results['sample']['seed']}"
+    compared = sum(map(len, results["comparisons"].values()))
     return report.Text(
         title=f"Temperature and robustness on {results['dataset']}: the paper beside the truth",
         introduction=(
@@ -285,8 +342,11 @@ def about(results):
             f"{seeds} seed{'s' * (seeds > 1)}. Plain is the author's float32 arithmetic, scaled is float32 without "
             f"underflow. Attacks make at most {setting['limit']} moves, to 0 or {setting['maximum']:g}, against the "
             f"loss at T = {setting['T']:g}; equal maxima of a max-pool: gradient to {setting['ties']}. Test images, "
-            f"from the first: {counts}. The denominator of success rates: "
-            f"{common.DENOMINATORS[results['denominator']]}; intervals are Wilson 95 %."
+            f"{drawn}: {counts}. The denominator of success rates: {common.DENOMINATORS[results['denominator']]}. Two "
+            "networks or attacks are compared on the images that count for both, by McNemar's exact test; two ways of "
+            "training by Student's t of the differences of their seeds, where there are several. All p are adjusted "
+            f"for the {compared} comparisons of this table (Holm). Intervals are 95 %: Wilson's of a rate, Newcombe's "
+            "of a difference, Bonett and Price's of a factor."
         ),
         footer=(
             f"{results['command']}, {results['date']}, {machine['processor']}, {machine['cores']} cores, "
@@ -300,7 +360,7 @@ def masking_networks(networks, dataset, protocol, trained, folder, ties):
     if not trained:
         return masking.find_or_train(masking.PARTS, dataset, protocol, folder, ties)
     name = "standard-distilled"
-    path, T = trained / f"{name}.npz", protocol.recipe(name).temperature
+    path, T = trained / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature
     return networks | ({name: common.load_network(path, protocol.device, ties, T=T)} if path.exists() else {})
 
 
@@ -320,20 +380,26 @@ def command_line():
     """The parser of this experiment."""
     parser = common.arguments(__doc__)
     parser.add_argument(
+        "--expensive",
+        type=common.positive(int),
+        metavar="N",
+        help="test images for Algorithm 2 and the author's; default: 50 of digits, 2000 and 10000 of mnist",
+    )
+    parser.add_argument(
         "--refreshed",
         type=common.not_negative,
         metavar="N",
-        help="test images for Algorithm 4, a few seconds each; default: 10 of digits, 50 of mnist",
+        help="test images for Algorithm 4, a few seconds each; default: 10 of digits, 300 of mnist",
     )
     parser.add_argument(
-        "--trained", type=Path, metavar="DIR", help="take NAME.npz and NAME.csv of the three networks from this folder"
+        "--trained", type=Path, metavar="DIR", help="take NAME.npz and NAME.csv of the networks from this folder"
     )
     parser.add_argument(
         "--masking", action="store_true", help="add experiments.masking to the report, some minutes to half an hour"
     )
-    parser.add_argument("--seeds", type=common.positive(int), default=1, help="repeat with N seeds: mean and spread")
+    parser.add_argument("--seeds", type=common.positive(int), default=1, help="N seeds, from --seed on: means, spreads")
     common.training_arguments(parser)
-    common.attack_arguments(parser, "digits 297 for Algorithms 1 and 3, 50 for 2 and the author's; mnist 1000")
+    common.attack_arguments(parser, "all, for Algorithms 1 and 3; no other takes more")
     common.denominator_argument(parser)
     return parser
 

@@ -1,4 +1,6 @@
-"""What the figures are worth: success rates with their intervals, how two of them compare, medians, correlations."""
+"""What the figures are worth: success rates with their intervals, outcomes on the same images compared, medians,
+correlations. Needs scipy and statsmodels (extra "experiments"), imported where they are used, since that takes a
+second."""
 
 from __future__ import annotations
 
@@ -9,20 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-Z = 1.959963984540054  # of a 95 % interval
+from minicnn.paper.attacks import AttackResult
+
+Array = np.ndarray
 Interval = tuple[float, float]
 
+SIGNIFICANT = 0.05  # an adjusted p-value below it is significant, and intervals are 95 % ones
 
-def wilson_interval(successes: float, trials: float, z: float = Z) -> Interval:
+
+def wilson_interval(successes: float, trials: float, alpha: float = SIGNIFICANT) -> Interval:
     """The Wilson score interval of a proportion (Wilson 1927), 95 % by default: (low, high); (0, 1) for no trials."""
+    from statsmodels.stats.proportion import proportion_confint
+
     if trials == 0:
         return 0.0, 1.0
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    low = centre - half if successes else 0.0
-    high = centre + half if successes < trials else 1.0
-    return low, high
+    low, high = proportion_confint(successes, trials, alpha, method="wilson")
+    return float(low) if successes else 0.0, float(high) if successes < trials else 1.0  # there without rounding
 
 
 def standard_deviation(values: Sequence[float]) -> float:
@@ -63,6 +67,11 @@ class Rate(NamedTuple):
         return wilson_interval(self.share * trials if trials else 0, trials)
 
     @property
+    def mean(self) -> float:
+        """Of the seeds' rates; NaN where there are none."""
+        return statistics.fmean(self.by_seed) if self.by_seed else math.nan
+
+    @property
     def spread(self) -> float:
         """Standard deviation of the seeds' rates; 0 for one seed."""
         return standard_deviation(self.by_seed)
@@ -73,16 +82,8 @@ class Rate(NamedTuple):
         low, high = self.interval
         text = f"{self.share:.1%} ({low:.1%} to {high:.1%}, n = {self.trials})"
         if len(self.by_seed) > 1:
-            mean = sum(self.by_seed) / len(self.by_seed)
-            text += f", {len(self.by_seed)} seeds: {mean:.1%} +- {self.spread:.1%}"
+            text += f", {len(self.by_seed)} seeds: {self.mean:.1%} +- {self.spread:.1%}"
         return text
-
-
-def compare(a: Rate, b: Rate) -> int:
-    """-1, 0 or 1: whether Rate a lies below, within the uncertainty of, or above Rate b (95 % intervals apart)."""
-    if a.interval[1] < b.interval[0]:
-        return -1
-    return int(a.interval[0] > b.interval[1])
 
 
 def against(claimed: float, interval: Interval) -> str:
@@ -91,36 +92,234 @@ def against(claimed: float, interval: Interval) -> str:
     return "above" if claimed > high else "below" if claimed < low else "in line with"
 
 
-def factor_interval(a: Rate, b: Rate) -> Interval:
-    """Bounds of the ratio of two Rates, from the bounds of both; the upper one is infinite where b's lower is 0."""
-    (a_low, a_high), (b_low, b_high) = a.interval, b.interval
-    return a_low / b_high, a_high / b_low if b_low else math.inf
+class Outcomes(NamedTuple):
+    """What became of each image: counted (N,) bool, whether it is in the denominator; succeeded (N,) bool; moves (N,),
+    where an attack made any."""
+
+    counted: Array
+    succeeded: Array
+    moves: Array | None = None
 
 
-def median_interval(values: np.ndarray) -> Interval:
-    """A 95 % interval of the median, from the order of the values alone (Conover 1999, section 3.2): (low, high)."""
-    ordered, n = np.sort(values), len(values)
-    reach = Z * math.sqrt(n) / 2
-    return float(ordered[max(0, math.floor(n / 2 - reach))]), float(ordered[min(n - 1, math.ceil(n / 2 + reach))])
+class Pairs(NamedTuple):
+    """Two outcomes of each of some images: how often both succeeded, only the first, only the second, neither."""
+
+    both: int
+    first: int
+    second: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: Outcomes, second: Outcomes) -> Pairs:
+        """Of the images that both count; where one was tried on fewer images, which are the same ones, of these."""
+        n = min(len(first.counted), len(second.counted))
+        counted = first.counted[:n] & second.counted[:n]
+        a, b = first.succeeded[:n][counted], second.succeeded[:n][counted]
+        return cls(*(int(found.sum()) for found in (a & b, a & ~b, ~a & b, ~a & ~b)))
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The two success rates; NaN for no images."""
+        n = sum(self)
+        return ((self.both + self.first) / n, (self.both + self.second) / n) if n else (math.nan, math.nan)
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact test (McNemar 1947), two-sided: the first is as likely to succeed alone as the second."""
+        from statsmodels.stats.contingency_tables import mcnemar
+
+        return float(mcnemar([[self.both, self.first], [self.second, self.neither]], exact=True).pvalue)
+
+    @property
+    def difference_interval(self) -> Interval:
+        """95 % interval of the first share less the second, from the Wilson intervals of both and their correlation
+        (Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10); (-1, 1) for no images."""
+        a, b, c, d = self
+        n, (p, q) = sum(self), self.shares
+        if n == 0:
+            return -1.0, 1.0
+        (p_low, p_high), (q_low, q_high) = (wilson_interval(x, n) for x in (a + b, a + c))
+        product = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+        excess = a * d - b * c
+        phi = (max(excess - n / 2, 0) if excess > 0 else excess) / product if product else 0.0
+
+        def reach(x: float, y: float) -> float:
+            return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+        return p - q - reach(p - p_low, q_high - q), p - q + reach(p_high - p, q - q_low)
+
+    @property
+    def factor_interval(self) -> Interval:
+        """95 % interval of the first share over the second, from Wilson intervals of both at a level for which that is
+        what the logarithm of the ratio has (Bonett and Price 2006, Statistics in Medicine 25, 3039-3047, hybrid Wilson
+        score); the upper bound is infinite where the second never succeeds."""
+        from scipy.stats import norm
+
+        x, y = self.both + self.first, self.both + self.second
+        n = x + self.second  # images of which neither outcome is a success say nothing of the ratio
+        if n == 0:
+            return 0.0, math.inf
+        joint = math.sqrt((self.first + self.second + 2) / ((x + 1) * (y + 1)))
+        each = (math.sqrt((1 - (z + 1) / (n + 2)) / (z + 1)) for z in (x, y))
+        alpha = 2 * norm.sf(norm.isf(SIGNIFICANT / 2) * joint / sum(each))
+        (x_low, x_high), (y_low, y_high) = (wilson_interval(z, n, alpha) for z in (x, y))
+        return x_low / y_high, x_high / y_low if y else math.inf
 
 
-def log10_mean(exponents: np.ndarray) -> float:
+def mean_test(values: Sequence[float] | Array) -> tuple[Interval, float]:
+    """Student's t of at least two values: the 95 % interval of their mean, and p of a mean of 0, two-sided."""
+    from scipy.stats import ttest_1samp
+
+    if np.ptp(values) == 0:
+        value = float(values[0])
+        return (value, value), float(value == 0)
+    found = ttest_1samp(values, 0)
+    low, high = found.confidence_interval(1 - SIGNIFICANT)
+    return (float(low), float(high)), float(found.pvalue)
+
+
+class Comparison(NamedTuple):
+    """By how much one thing exceeds another: difference, its 95 % interval, p of no difference, and the same adjusted
+    for the other comparisons it is reported with (holm).
+
+    unit: what n counts: "images", of given networks, or "seeds", networks trained in the same way. pairs: of every
+    seed, on the images that both were tried on.
+    """
+
+    unit: str
+    n: int
+    difference: float
+    interval: Interval
+    p: float
+    pairs: tuple[Pairs, ...]
+    adjusted: float = math.nan
+
+    @property
+    def order(self) -> int:
+        """1 or -1: significantly more or less; 0: neither."""
+        return int(math.copysign(1, self.difference)) if self.adjusted < SIGNIFICANT else 0
+
+    @property
+    def shares(self) -> tuple[Rate, Rate]:
+        """The success rates of both."""
+        return (
+            Rate.of_seeds((p.both + p.first, sum(p)) for p in self.pairs),
+            Rate.of_seeds((p.both + p.second, sum(p)) for p in self.pairs),
+        )
+
+    @property
+    def factor(self) -> tuple[float, Interval]:
+        """The first share over the second, and its 95 % interval: of one seed that of its pairs; of several the
+        geometric mean of theirs, with half a success more for each (Walter 1975), which may have none, and no surer
+        than the pairs of one of them on average."""
+        if len(self.pairs) == 1:
+            (pairs,), (first, second) = self.pairs, self.pairs[0].shares
+            return first / second if second else math.inf, pairs.factor_interval
+        logs = [math.log((p.both + p.first + 0.5) / (p.both + p.second + 0.5)) for p in self.pairs]
+        (low, high), _ = mean_test(logs)
+        least, most = _average(self.pairs).factor_interval
+        return math.exp(statistics.fmean(logs)), (min(math.exp(low), least), max(math.exp(high), most))
+
+
+def compare_networks(first: Sequence[Outcomes], second: Sequence[Outcomes]) -> Comparison:
+    """Two ways of training compared, by the outcomes on a network of each and every seed.
+
+    The seeds are the unit, by Student's t of their differences; but their images are the same, so that it is no surer
+    than compare_attacks. One seed says nothing of the training: what is compared then are its two networks, and the
+    images are the unit, by McNemar's test.
+    """
+    by_image = compare_attacks(first, second)
+    return by_seeds([p - q for p, q in (pair.shares for pair in by_image.pairs)], [by_image])
+
+
+def compare_attacks(first: Sequence[Outcomes], second: Sequence[Outcomes]) -> Comparison:
+    """Two attacks on the same networks compared, by their outcomes on the network of every seed.
+
+    The images are the unit: the networks are given. By McNemar's test; where there are several networks an image is for
+    the attack that succeeds on more of them, which makes it the sign test, and the difference is the mean of theirs.
+    """
+    pairs = tuple(Pairs.of(a, b) for a, b in zip(first, second, strict=True))
+    n = min(len(outcomes.counted) for outcomes in (*first, *second))
+    counted = np.array([a.counted[:n] & b.counted[:n] for a, b in zip(first, second, strict=True)])
+    more = np.array([a.succeeded[:n].astype(int) - b.succeeded[:n] for a, b in zip(first, second, strict=True)])
+    seen = counted.any(axis=0)
+    differences = (more * counted).sum(axis=0)[seen] / counted.sum(axis=0)[seen]
+    signs = Pairs(0, int((differences > 0).sum()), int((differences < 0).sum()), 0)
+    if len(pairs) == 1 or not differences.any():
+        interval = _average(pairs).difference_interval
+    else:
+        interval, _ = mean_test(differences)
+    difference = float(differences.mean()) if len(differences) else math.nan
+    return Comparison("images", len(differences), difference, interval, signs.p, pairs)
+
+
+def _average(pairs: Sequence[Pairs]) -> Pairs:
+    """As of one network: several make no more images."""
+    return Pairs(*np.mean(pairs, axis=0).tolist())
+
+
+def by_seeds(differences: Sequence[float], by_image: Sequence[Comparison]) -> Comparison:
+    """The Comparison that the differences of several seeds make, no surer than any of by_image, those of the images; of
+    one seed the one of its images."""
+    if len(differences) == 1:
+        return by_image[0]
+    pairs, found = by_image[0].pairs, [difference for difference in differences if not math.isnan(difference)]
+    if len(found) < 2:
+        return Comparison("seeds", len(found), math.nan, (-math.inf, math.inf), 1.0, pairs)
+    interval, p = mean_test(found)
+    lows, highs = zip(interval, *(comparison.interval for comparison in by_image), strict=True)
+    p = max(p, *(comparison.p for comparison in by_image))
+    return Comparison("seeds", len(found), statistics.fmean(found), (min(lows), max(highs)), p, pairs)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for being that many (Holm 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+
+
+def median_interval(values: Array) -> Interval:
+    """A 95 % interval of the median, from the order of the values alone (Conover 1999, section 3.2): (low, high). It is
+    that of all values where they are too few for one."""
+    from scipy.stats import quantile_test
+
+    low, high = quantile_test(values).confidence_interval(1 - SIGNIFICANT)
+    return float(np.min(values) if np.isnan(low) else low), float(np.max(values) if np.isnan(high) else high)
+
+
+def log10_mean(exponents: Array) -> float:
     """log10 of the mean of 10^exponents, which may be far below the smallest float; -inf where all are."""
     largest = np.max(exponents)
     return float(largest + np.log10(np.mean(10.0 ** (exponents - largest)))) if np.isfinite(largest) else -math.inf
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+def correlation(a: Array, b: Array) -> float | None:
     """Pearson's, or None where one of the two does not vary."""
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else None
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, equal values sharing their mean rank. (N,) -> (N,)."""
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[where]
+def summary(result: AttackResult, counted: Array | None = None) -> dict:
+    """The figures of an attack as a dict: intervals are Wilson 95 %.
 
-
-def geometric_mean(values: np.ndarray) -> float:
-    """Of positive values."""
-    return float(np.exp(np.log(values).mean()))
+    counted (N,) bool: the samples that the success rate is a share of, by default those that were attacked. One that
+    was misclassified from the start is no success whatever is counted.
+    """
+    counted = result.attacked if counted is None else counted
+    succeeded, tried = result.succeeded & counted, result.attacked & counted
+    trials, successes = int(counted.sum()), int(succeeded.sum())
+    return {
+        "images": len(result.attacked),
+        "misclassified": int((~result.attacked).sum()),
+        "attacked": int(result.attacked.sum()),
+        "counted": trials,
+        "succeeded": successes,
+        "success_rate": successes / trials if trials else None,
+        "success_interval": wilson_interval(successes, trials),
+        "mean_moves_of_successes": float(result.moves[succeeded].mean()) if successes else None,
+        "unchanged_moves": int(result.unchanged_moves.sum()),
+        "moves": int(result.moves.sum()),
+        "zero_score_share": float(result.zero_scores[tried].mean()) if tried.any() else None,
+        "forwards": result.forwards,
+        "backwards": result.backwards,
+    }

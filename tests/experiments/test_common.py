@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -14,7 +15,9 @@ import pytest
 from experiments import common
 from minicnn import data, predict, weights
 from minicnn.paper import attacks
+from minicnn.paper.jsma import jsma
 from minicnn.paper.networks import NETWORKS, paper_cnn, rescaled
+from minicnn.paper.sparse_rs import sparse_rs
 from tests.experiments.conftest import ROOT, read_json
 
 PROTOCOL = common.Protocol("mnist", T=20.0, epochs=50, batch=128)
@@ -148,6 +151,58 @@ def test_find_weights_has_every_mnist_network(name, tmp_path):
     common.load_network(path)
 
 
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def test_sample_is_a_permutation_of_the_test_set(digits):
+    whole = common.sample(digits, 297, seed=3)
+    assert sorted(whole.indices) == list(range(297)) != list(whole.indices)
+    np.testing.assert_array_equal(whole.images, digits.test_images[whole.indices])
+    np.testing.assert_array_equal(whole.labels, digits.test_labels[whole.indices])
+    assert not np.array_equal(common.sample(digits, 297, seed=4).indices, whole.indices)
+    assert str(whole) == "297 test images drawn by seed 3"
+
+
+def test_sample_goes_on_where_a_smaller_one_ends(digits):
+    for count in (1, 12, 200):
+        np.testing.assert_array_equal(
+            common.sample(digits, count, seed=0).indices, common.sample(digits, 250, seed=0).indices[:count]
+        )
+
+
+def test_sample_of_the_first_images(digits):
+    first = common.sample(digits, 20, seed=3, first=True)
+    assert first.indices.tolist() == list(range(20)) and str(first) == "the first 20 test images"
+    assert first.taken() == {"seed": None, "count": 20, "indices": first.indices}
+
+
+def test_sample_tells_its_indices_where_they_are_few(digits):
+    many = digits._replace(test_images=np.zeros((1001, 1, 1, 1)), test_labels=np.zeros(1001, int))
+    assert len(common.sample(many, 1000, seed=5).taken()["indices"]) == 1000
+    assert common.sample(many, 1001, seed=5).taken() == {"seed": 5, "count": 1001, "indices": None}
+
+
+def test_sample_of_more_than_there_are(digits, capsys):
+    assert len(common.sample(digits, 298, seed=0).labels) == 297
+    assert capsys.readouterr().err == "note: digits has 297 test images, not 298: all of them are taken\n"
+
+
+def test_chosen_sample_of_the_command_line(digits):
+    parser = common.arguments("")
+    common.attack_arguments(parser)
+
+    def indices(*options):
+        return common.chosen_sample(parser.parse_args(["--seed", "2", *options]), digits, 5).indices.tolist()
+
+    assert indices() == common.sample(digits, 5, seed=2).indices.tolist()
+    assert indices("--images", "7") == common.sample(digits, 7, seed=2).indices.tolist()
+    assert indices("--first", "7") == list(range(7))
+    with pytest.raises(common.UsageError, match="not allowed with"):
+        indices("--first", "7", "--images", "7")
+
+
 def test_network_key_tells_networks_apart():
     network = paper_cnn(seed=1)
     others = [paper_cnn(seed=2), rescaled(network, ties="all"), rescaled(network, dtype=np.float64)]
@@ -259,6 +314,37 @@ def test_attack_in_parts_is_the_attack(tmp_path, algorithm, arithmetic):
             assert np.array_equal(getattr(found, name), value), name
 
 
+@pytest.mark.parametrize("name", ["margin", "jsma", "sparse-rs"])
+def test_attack_in_parts_is_the_stronger_attack(tmp_path, monkeypatch, name):
+    """By its name; of sparse-rs each seed has parts of its own."""
+    search = functools.partial(sparse_rs, queries=20)
+    monkeypatch.setattr(common, "sparse_rs", search)
+    images, labels = samples(2)
+    network, setting = paper_cnn(seed=1), attacks.Setting(limit=4, skip_unchanged=True)
+    whole = {
+        "margin": lambda: attacks.attack(network, images, labels, attacks.STRONGER["margin"], setting),
+        "jsma": lambda: jsma(network, images, labels, setting),
+        "sparse-rs": lambda: search(network, images, labels, setting, seed=3),
+    }[name]()
+    found = common.attack(network, images, labels, name, setting, common.Store(tmp_path), part=1, seed=3)
+    for field, value in vars(whole).items():
+        assert np.array_equal(getattr(found, field), value), field
+    common.attack(network, images, labels, name, setting, common.Store(tmp_path), part=1, seed=4)
+    assert len(list(tmp_path.iterdir())) == (4 if name == "sparse-rs" else 2)
+
+
+def test_attack_of_a_larger_sample_goes_on_with_the_parts_of_a_smaller_one(digits, tmp_path, monkeypatch):
+    network, setting, attacked = paper_cnn(seed=1), attacks.Setting(limit=1), []
+    attack = attacks.attack
+    monkeypatch.setattr(
+        attacks, "attack", lambda network, x, *others: attacked.append(len(x)) or attack(network, x, *others)
+    )
+    for count in (4, 4, 7):
+        images, labels, *_ = common.sample(digits, count, seed=0)
+        common.attack(network, images, labels, "1", setting, common.Store(tmp_path), part=1)
+    assert attacked == [2, 2, 2, 1]
+
+
 def test_images_a_part_are_some_seconds_of_work():
     setting = attacks.Setting(limit=100)
     algorithms = attacks.ALGORITHMS | {"refreshed": REFRESHED}
@@ -303,6 +389,18 @@ def test_read_csv_of_no_table(tmp_path, contents):
         (tmp_path / "t.csv").write_bytes(contents)
     with pytest.raises(common.UsageError, match="t.csv is no readable table of numbers"):
         common.read_csv(tmp_path / "t.csv")
+
+
+def test_plot_history_of_several_seeds_names_each_curve_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(common, "save_figure", lambda path, fig: drawn.append(fig))
+    row = {"epoch": 1, "train_loss": 0.5, "test_loss": 0.4, "test_accuracy": 0.875, "seconds": 2.0}
+    common.plot_history(tmp_path / "a.png", "temperature", 20.0, [row], 2 * [row | {"test_accuracy": 0.75}])
+    (loss, accuracy, seconds), title = drawn[0].axes, drawn[0].get_suptitle()
+    assert [len(axes.lines) for axes in (loss, accuracy, seconds)] == [4, 2, 2]
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (loss, accuracy)]
+    assert labels == [["training, T = 20, dropout", "test, T = 1"], ["test"]]
+    assert title == "temperature: test accuracy 87.50% after 1 epochs, 75.00% after 2 epochs"
 
 
 def test_progress_is_a_line_at_most_every_seconds(capsys):
