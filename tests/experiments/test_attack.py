@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from experiments import common
-from minicnn import correct, data
+from minicnn import correct, data, predict
 from minicnn.paper.attacks import Setting
 from minicnn.weights import load_npz, save_npz
-from tests.experiments.conftest import TRAINED, assert_mistake, read_json, run, succeed
+from tests.experiments.conftest import PNG, TRAINED, assert_mistake, read_json, run, succeed
 
 
 def test_attack_writes_figures_that_agree(untrained, tmp_path):
     weights = untrained / "standard.npz"
-    options = ("--algorithm", "3", "--arithmetic", "plain", "--images", 20, "--limit", 4)
+    options = ("--algorithm", "3", "--arithmetic", "plain", "--first", 20, "--limit", 4)
     out = succeed("attack", "--weights", weights, *options, "--out", tmp_path)
     found = read_json(tmp_path / "attack_standard_3_plain.json")
     assert (found["weights"], found["ties"], found["algorithm"]) == (str(weights), "all", "3")
@@ -27,6 +27,83 @@ def test_attack_writes_figures_that_agree(untrained, tmp_path):
     assert found["moves"] == sum(found["moves_by_image"]) > 0 and found["backwards"] == found["attacked"]
     for figure in (found["misclassified"], found["attacked"], f"{found['success_rate']:.1%}", found["forwards"]):
         assert f" {figure}" in out
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def test_attack_writes_its_samples(trained, digits, tmp_path):
+    """Those that its figures are of: the images before and after, what the network sees, which pixels are changed."""
+    weights = trained[0] / f"{TRAINED}.npz"
+    options = ("--algorithm", 3, "--images", 20, "--limit", 30, "--seed", 2)
+    out = succeed("attack", "--weights", weights, *options, "--out", tmp_path)
+    found, made = (
+        read_json(tmp_path / f"attack_{TRAINED}_3_scaled.json"),
+        load_npz(tmp_path / f"attack_{TRAINED}_3_scaled.npz"),
+    )
+    index = np.random.default_rng(2).permutation(297)[:20]
+    assert made["index"].tolist() == index.tolist() == found["sample"]["indices"]
+    assert (made["images"] == digits.test_images[index]).all() and (made["labels"] == digits.test_labels[index]).all()
+    network = common.load_network(weights)
+    assert (made["decisions"] == predict(network, made["adversarial"]).argmax(axis=1)).all()
+    assert (made["succeeded"] == (made["attacked"] & (made["decisions"] != made["labels"]))).all()
+    assert (made["changed"] == (made["images"] != made["adversarial"])).all()
+    pixels = made["pixels_changed"]
+    assert (pixels == made["changed"].sum(axis=(1, 2, 3))).all() and (pixels <= made["moves"]).all()
+    assert pixels.tolist() == found["pixels_changed_by_image"]
+    for name in ("attacked", "succeeded", "moves"):
+        assert made[name].tolist() == found[f"{name}_by_image"]
+    of_successes = pixels[made["succeeded"]]
+    assert found["median_pixels_of_successes"] == np.median(of_successes)
+    assert f" {np.median(of_successes):g} in the median, {of_successes.min()} to {of_successes.max()}\n" in out
+
+
+@pytest.mark.parametrize(("algorithm", "pictures"), [("3", 3), ("author", 2), ("margin", 2)])
+def test_attack_shows_one_image(trained, digits, tmp_path, monkeypatch, algorithm, pictures):
+    """Before and after, and the map of an algorithm that has one; also an image that is not in the sample."""
+    command = ("attack", "--weights", trained[0] / f"{TRAINED}.npz", "--algorithm", algorithm, "--limit", 3)
+    succeed(*command, "--first", 1, "--show", 0, "--out", tmp_path)
+    ending = "margin" if algorithm == "margin" else f"{algorithm}_scaled"
+    assert (tmp_path / f"attack_{TRAINED}_{ending}_0.png").read_bytes().startswith(PNG)
+    figures = []
+    monkeypatch.setattr(common, "save_figure", lambda path, fig: figures.append(fig))
+    out = succeed(*command, "--first", 9, "--show", 7, "--out", tmp_path)
+    made = load_npz(tmp_path / f"attack_{TRAINED}_{ending}.npz")
+    axes = figures[0].axes
+    assert len(axes) == pictures
+    assert axes[0].get_title() == f"test image 7,\nlabel {digits.test_labels[7]}"
+    said = axes[-1].get_title()
+    assert f"test image 7                     {said.replace(chr(10), ' ')}\n" in out
+    still = "" if made["succeeded"][7] else "still "
+    assert said == (
+        f"{made['moves'][7]} moves, {made['pixels_changed'][7]} pixels changed,\n{still}seen as {made['decisions'][7]}"
+    )
+    assert (axes[-1].images[0].get_array() == made["adversarial"][7, 0]).all()
+    succeed(*command, "--first", 1, "--show", 7, "--out", tmp_path)
+    assert figures[1].axes[-1].get_title() == said
+
+
+def test_attack_shows_an_image_that_it_does_not_attack(untrained, digits, tmp_path):
+    network = common.load_network(untrained / "standard.npz")
+    wrong = np.flatnonzero(~correct(network, digits.test_images, digits.test_labels))[0]
+    command = ["attack", "--weights", untrained / "standard.npz", "--first", 1, "--limit", 1, "--out", tmp_path]
+    seen = predict(network, digits.test_images[wrong][None]).argmax()
+    assert f" not attacked: misclassified before, seen as {seen}\n" in succeed(*command, "--show", wrong)
+    for index in (-1, 297):
+        assert_mistake([*command, "--show", index], f"--show {index}: digits has test images 0 to 296")
+
+
+def test_attack_by_stronger_algorithms(untrained, tmp_path):
+    """Their files name no arithmetic: they have none."""
+    command = ["attack", "--weights", untrained / "standard.npz", "--first", 20, "--limit", 4, "--out", tmp_path]
+    for name in ("margin", "jsma"):
+        succeed(*command, "--algorithm", name)
+        found = read_json(tmp_path / f"attack_standard_{name}.json")
+        assert (found["algorithm"], found["unchanged_moves"]) == (name, 0) and found["moves"] > 0
+    for option in (("--arithmetic", "plain"), ("--attack-temperature", 2)):
+        assert_mistake([*command, "--algorithm", "jsma", *option], "jsma depends on neither --arithmetic nor")
 
 
 def seal(part, key):
@@ -111,7 +188,7 @@ def test_attack_takes_no_trouble_of_the_machine_for_damage(attacked, monkeypatch
 def test_attack_says_what_it_does_of_more_than_there_is(untrained, tmp_path):
     command = ("attack", "--weights", untrained / "standard.npz", "--out", tmp_path)
     code, out, err = run(*command, "--images", 400, "--limit", 1)
-    assert code == 0 and "first 297 test images" in out
+    assert code == 0 and "297 test images drawn by seed 0" in out
     assert err == "note: digits has 297 test images, not 400: all of them are taken\n"
     code, out, err = run(*command, "--images", 2, "--limit", 1000)
     assert code == 0 and read_json(tmp_path / "attack_standard_1_scaled.json")["setting"]["limit"] == 784
@@ -137,7 +214,7 @@ def test_attack_counts_what_it_is_asked_to(trained, tmp_path):
         correct(common.load_network(p), digits.test_images[:60], digits.test_labels[:60]) for p in (weights, other)
     ]
     assert 0 < (right[0] & right[1]).sum() < right[0].sum() < 60
-    command = ["attack", "--weights", weights, "--images", 60, "--limit", 5, "--out", tmp_path]
+    command = ["attack", "--weights", weights, "--first", 60, "--limit", 5, "--out", tmp_path]
     for denominator, counted in ("correct", right[0]), ("all", np.ones(60)), ("common", right[0] & right[1]):
         out = succeed(*command, "--denominator", denominator, *(("--other", other) if denominator == "common" else ()))
         figures = read_json(tmp_path / f"attack_{TRAINED}_1_scaled.json")

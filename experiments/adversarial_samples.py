@@ -1,0 +1,346 @@
+"""What do adversarial samples look like, and are they still the digit?
+
+Networks are attacked with Algorithms 1 and 3 in both arithmetics. Of the adversarial samples, the images on which an
+attack succeeded, this tells:
+
+    how many pixels of each were changed
+    what an independent classifier sees in them: the label, the class that the attacked network sees, or another. It is
+    the vote of the 3 nearest neighbours in the same training set, which has neither weights nor gradients
+    the control: of the same images as many pixels changed at random places, each to 0 or to the maximum at random
+
+Writes adversarial_samples.json, adversarial_samples.png (samples drawn at random above their controls) and
+pixels_changed.png.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import common, figures, report
+from experiments.attack import file_or_name
+from minicnn import predict
+from minicnn.paper.attacks import ARITHMETICS
+from minicnn.paper.statistics import Outcomes, Rate, compare_attacks, median_interval
+from minicnn.weights import trained_at
+
+ALGORITHMS = ("1", "3")
+NEIGHBOURS = 3
+CLASSIFIER = f"{NEIGHBOURS} nearest neighbours"
+DRAWN = 10  # samples in a row of the picture
+
+
+class Seen(NamedTuple):
+    """Images (n, 1, H, W), and the class that the attacked network and the independent classifier see in each, (n,)."""
+
+    images: np.ndarray
+    network: np.ndarray
+    classifier: np.ndarray
+
+
+class Samples(NamedTuple):
+    """The adversarial samples, n of them, that one attack made.
+
+    network, algorithm, arithmetic: names; attacked: how many images were; indices (n,): in the test set; labels (n,);
+    pixels (n,): how many were changed. before, adversarial, control: the images as they were, as the attack left them,
+    and with as many pixels changed at random.
+    """
+
+    network: str
+    algorithm: str
+    arithmetic: str
+    attacked: int
+    indices: np.ndarray
+    labels: np.ndarray
+    pixels: np.ndarray
+    before: Seen
+    adversarial: Seen
+    control: Seen
+
+    @property
+    def name(self):
+        """Of the attack, as tables have it."""
+        return f"{self.network}, {self.algorithm}, {self.arithmetic}"
+
+
+def change_at_random(images, counts, maximum, rng):
+    """Images (N, 1, H, W) with exactly counts[i] pixels of image i changed: each place is as likely as any other, and
+    a pixel becomes 0 or `maximum`, as likely, or the other of the two where it was that already."""
+    pixels = images.reshape(len(images), -1)
+    order = rng.permuted(np.tile(np.arange(pixels.shape[1]), (len(pixels), 1)), axis=1)
+    values = rng.choice(np.array([0, maximum], images.dtype), pixels.shape)
+    values = np.where(values == pixels, images.dtype.type(maximum) - values, values)
+    return np.where(order < counts[:, None], values, pixels).reshape(images.shape)
+
+
+class Classifier:
+    """The nearest neighbours in a Dataset's training set; answers are kept in the store. Raises UsageError without
+    scikit-learn."""
+
+    def __init__(self, dataset, store):
+        try:
+            from sklearn.neighbors import KNeighborsClassifier
+        except ImportError as error:
+            raise common.UsageError(f"{error}: pip install -e '.[experiments]'") from None
+        self.model = KNeighborsClassifier(NEIGHBOURS, weights="distance", algorithm="brute")
+        self.model.fit(_flat(dataset.train_images), dataset.train_labels)
+        self.key = {"classifier": str(self.model), "fit": common.digest(dataset.train_images, dataset.train_labels)}
+        self.store = store
+
+    def __call__(self, images, label):
+        """The classes of images (n, 1, H, W), (n,). label: what the progress begins with."""
+
+        def compute():
+            progress, parts = common.Progress(f"{label}: {CLASSIFIER}", len(images)), []
+            for start in range(0, len(images), 500):
+                parts.append(self.model.predict(_flat(images[start : start + 500])))
+                progress(start + len(parts[-1]))
+            progress.close()
+            return {"classes": np.concatenate([np.zeros(0, int), *parts])}
+
+        return self.store.get(self.key | {"images": common.digest(images)}, compute)["classes"]
+
+
+def _flat(images):
+    return images.reshape(len(images), -1)
+
+
+def attack(networks, sample, setting, seed, classify, store):
+    """The Samples of every network (name -> network), algorithm and arithmetic.
+
+    sample: a common.Sample; setting: of the attacks, its arithmetic ignored; seed: of the controls, in which an image
+    has the same order of random places whatever it was attacked with; classify: a Classifier.
+    """
+    found = []
+    for name, algorithm, arithmetic in itertools.product(networks, ALGORITHMS, ARITHMETICS):
+        network, chosen = networks[name], dataclasses.replace(setting, arithmetic=arithmetic)
+        result = common.attack(network, sample.images, sample.labels, algorithm, chosen, store, f"{name}: ")
+        pixels = (sample.images != result.adversarial).sum(axis=(1, 2, 3))
+        controls = change_at_random(sample.images, pixels, setting.maximum, np.random.default_rng(seed))
+        rows = result.succeeded
+        versions = {"before": sample.images, "adversarial": result.adversarial, "control": controls}
+        seen = {
+            version: Seen(
+                images[rows],
+                predict(network, images[rows]).argmax(axis=1),
+                classify(images[rows], f"{name}, {algorithm}, {arithmetic}, {version}"),
+            )
+            for version, images in versions.items()
+        }
+        about = (name, algorithm, arithmetic, int(result.attacked.sum()))
+        found.append(Samples(*about, sample.indices[rows], sample.labels[rows], pixels[rows], **seen))
+    return found
+
+
+def measure(samples):
+    """The figures of Samples, as a dict: how many pixels were changed (None without samples); shares of the samples;
+    and by how much the classifier sees the label more often in the controls, a paired difference (McNemar's p)."""
+    labels, pixels = samples.labels, samples.pixels
+    before, adversarial, control = samples.before, samples.adversarial, samples.control
+    as_label, as_network = adversarial.classifier == labels, adversarial.classifier == adversarial.network
+    every = np.ones(len(labels), bool)
+    outcomes = ([Outcomes(every, right, pixels)] for right in (control.classifier == labels, as_label))
+    paired = compare_attacks(*outcomes)
+    changed = None
+    if len(pixels):
+        changed = {f"quantile_{q:g}": float(np.quantile(pixels, q)) for q in (0.05, 0.5, 0.95)}
+        changed["median_interval"] = median_interval(pixels)
+    return {
+        "attacked": samples.attacked,
+        "samples": len(labels),
+        "pixels_changed": changed,
+        "classifier": {
+            "before_as_label": share(before.classifier == labels),
+            "as_label": share(as_label),
+            "as_network": share(as_network),
+            "as_another": share(~as_label & ~as_network),
+            "control_as_label": share(control.classifier == labels),
+            "control_less_adversarial": {
+                "difference": paired.difference,
+                "interval": paired.interval,
+                "p": paired.p,
+            },
+        },
+        "network": {"control_as_label": share(control.network == labels)},
+        "by_image": {
+            "index": samples.indices,
+            "pixels_changed": pixels,
+            "network": adversarial.network,
+            "classifier": adversarial.classifier,
+        },
+    }
+
+
+def share(seen):
+    """How many of bool (n,) are true, as a dict: share (None of none) with its Wilson 95 % interval."""
+    rate = Rate(int(seen.sum()), len(seen))
+    return {"count": rate.successes, "share": rate.share if rate.trials else None, "interval": rate.interval}
+
+
+def describe(found):
+    """The figures of study as tables."""
+    pixels, seen, controls = [], [], []
+    for name, of_name in found["attacks"].items():
+        changed, classifier = of_name["pixels_changed"], of_name["classifier"]
+        low, high = changed["median_interval"] if changed else (None, None)
+        pixels.append(
+            {
+                "": name,
+                "attacked": of_name["attacked"],
+                "samples": of_name["samples"],
+                "median": f"{changed['quantile_0.5']:g} ({low:g} to {high:g})" if changed else None,
+                "5 % to 95 %": f"{changed['quantile_0.05']:.0f} to {changed['quantile_0.95']:.0f}" if changed else None,
+            }
+        )
+        seen.append(
+            {
+                "": name,
+                "the label": percent(classifier["as_label"]),
+                "the network's class": percent(classifier["as_network"]),
+                "another": percent(classifier["as_another"]),
+            }
+        )
+        controls.append(
+            {
+                "": name,
+                "neighbours, before": percent(classifier["before_as_label"]),
+                "neighbours, control": percent(classifier["control_as_label"]),
+                "network, control": percent(of_name["network"]["control_as_label"]),
+            }
+        )
+    return (
+        "Pixels changed in the adversarial samples of network, algorithm, arithmetic:\n"
+        f"{report.table(pixels)}\n\n"
+        f"What the {CLASSIFIER} see in them, % (95 % intervals); of all clean test\n"
+        f"images they see {found['clean_test_images']['share']:.2%} correctly:\n"
+        f"{report.table(seen)}\n\n"
+        "Who sees the label in the same images before the attack, and in the control,\n"
+        "as many pixels changed at random, % (95 % intervals):\n"
+        f"{report.table(controls)}"
+    )
+
+
+def percent(share):
+    """A dict of share() as text, in percent."""
+    if share["share"] is None:
+        return "none"
+    low, high = share["interval"]
+    return f"{100 * share['share']:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def draw(path, made, seed):
+    """Adversarial samples in scaled arithmetic, drawn at random, each above its control. made: list of Samples."""
+    rows = [samples for samples in made if samples.arithmetic == "scaled" and len(samples.labels)]
+    fig, axes = common.figure(2 * max(1, len(rows)), 1 + DRAWN, width=1.1, height=1.35)
+    for axis in axes.flat:
+        axis.axis("off")
+    for samples, (above, below) in zip(rows, axes.reshape(-1, 2, 1 + DRAWN), strict=False):
+        heads = f"{samples.network}\nAlgorithm {samples.algorithm}", "as many pixels\nat random"
+        for axis, head in zip((above[0], below[0]), heads, strict=True):
+            axis.text(0.5, 0.5, head, ha="center", va="center", fontsize=8).set_in_layout(False)
+        drawn = np.random.default_rng(seed).permutation(len(samples.labels))[:DRAWN]
+        for i, top, bottom in zip(drawn, above[1:], below[1:], strict=False):
+            for axis, seen, what in (
+                (top, samples.adversarial, f"label {samples.labels[i]}, {samples.pixels[i]} pixels\n"),
+                (bottom, samples.control, ""),
+            ):
+                figures.show_image(
+                    axis, seen.images[i, 0], f"{what}seen as {seen.network[i]}, k-NN {seen.classifier[i]}"
+                )
+    common.save_figure(path, fig)
+
+
+def draw_pixels(path, made):
+    """The share of the attacked images with an adversarial sample of at most so many pixels. made: list of Samples."""
+    fig, axes = common.figure(1, len(ALGORITHMS), width=4.4, height=3.4)
+    networks = list(dict.fromkeys(samples.network for samples in made))
+    most = max(samples.pixels.max(initial=0) for samples in made)
+    for samples in made:
+        panel = axes[0, ALGORITHMS.index(samples.algorithm)]
+        shares = 100 * np.arange(len(samples.pixels) + 1) / max(1, samples.attacked)
+        panel.step(
+            [0, *np.sort(samples.pixels), most],
+            [*shares, shares[-1]],
+            where="post",
+            color=f"C{networks.index(samples.network)}",
+            linewidth=1 + networks.index(samples.network),
+            linestyle="-" if samples.arithmetic == "scaled" else ":",
+            label=f"{samples.network}, {samples.arithmetic}",
+        )
+        panel.set(title=f"Algorithm {samples.algorithm}", xlabel="pixels changed, at most", ylim=(-1, 101))
+        panel.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("attacked images that fall (%)")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    common.save_figure(path, fig)
+
+
+def study(networks, dataset, sample, setting, seed, store):
+    """Attack networks (name -> network) on a common.Sample of the dataset and measure what comes of it.
+
+    Returns the figures, a dict for a JSON, and the list of Samples. setting, seed, store: as for attack.
+    """
+    classify = Classifier(dataset, store)
+    right = classify(dataset.test_images, "clean test images") == dataset.test_labels
+    made = attack(networks, sample, setting, seed, classify, store)
+    found = {samples.name: measure(samples) for samples in made}
+    return {"classifier": CLASSIFIER, "clean_test_images": share(right), "attacks": found}, made
+
+
+def section(found, made, seed, folder):
+    """Draw what study has returned to the folder, and show it: a report.Section. seed: of the samples drawn."""
+    pictures = [
+        (
+            "Adversarial samples in scaled arithmetic, drawn at random, not chosen; below each the same image with as "
+            f"many pixels changed at random. Seen as: by the attacked network; k-NN: by the {CLASSIFIER}.",
+            folder / "adversarial_samples.png",
+        ),
+        ("How many pixels the adversarial samples needed.", folder / "pixels_changed.png"),
+    ]
+    draw(pictures[0][1], made, seed)
+    draw_pixels(pictures[1][1], made)
+    return report.Section("Is it still the digit?", describe(found), pictures)
+
+
+def main(options):
+    paths = {}
+    for chosen in options.networks:
+        if isinstance(chosen, Path):
+            name, path = chosen.stem, chosen
+        else:
+            name = common.of_seed(chosen, options.seed)
+            path = common.find_weights(name, options.dataset, options.out)
+        if name in paths:
+            raise common.UsageError(f"--networks: two are called {name}")
+        paths[name] = path
+    dataset = common.load_data(options.dataset)
+    networks = {name: common.load_network(path, options.device, options.ties) for name, path in paths.items()}
+    sample = common.chosen_sample(options, dataset, common.DATASET_DEFAULTS[options.dataset]["images"])
+    setting, store = common.setting(options), common.Store(options.out / "parts")
+    found, made = study(networks, dataset, sample, setting, options.seed, store)
+    common.write_json(
+        options.json,
+        common.environment(options)
+        | {"weights": {name: str(path) for name, path in paths.items()}, "ties": options.ties}
+        | {"trained_at": {name: trained_at(path) for name, path in paths.items()}}
+        | {"setting": {key: value for key, value in vars(setting).items() if key != "arithmetic"}}
+        | {"sample": sample.taken()}
+        | found,
+    )
+    print(f"{sample}\n\n{describe(found)}")
+    section(found, made, options.seed, options.out)
+
+
+if __name__ == "__main__":
+    parser = common.arguments(__doc__)
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        type=file_or_name,
+        default=["standard", "temperature"],
+        metavar="NAME|FILE.npz",
+        help="trained before, or coming with the project, or weight files; default: standard temperature",
+    )
+    common.attack_arguments(parser)
+    common.run(main, parser)
