@@ -24,7 +24,7 @@ from minicnn.optim import NesterovSGD
 from minicnn.training import Recipe, TrainingError, correct, distilled_labels, evaluate, fit, predict
 from minicnn.weights import WeightsError, get_weights, load_weights, save_weights, set_weights
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "DeviceError",
