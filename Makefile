@@ -5,7 +5,7 @@ DATASET ?= digits
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.installed)
 
-.PHONY: reproduce test test-all gradcheck sanitize kernels package lint bench clean
+.PHONY: reproduce test test-all gradcheck sanitize kernels notebooks package lint bench clean
 
 reproduce: $(READY)
 	$(RUN) -m experiments.reproduce --dataset $(DATASET)
@@ -28,6 +28,9 @@ kernels: $(READY)
 package: $(READY)
 	$(RUN) -m pip install --quiet build
 	$(RUN) -m tests.try_package
+
+notebooks: $(READY)
+	$(RUN) -m tests.notebooks
 
 bench: $(READY)
 	$(RUN) -m pip install --quiet -e '.[benchmark]'

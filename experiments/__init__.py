@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-LIBRARIES = ("filelock", "matplotlib", "scipy", "sklearn", "statsmodels", "threadpoolctl", "tqdm")
+LIBRARIES = ("filelock", "matplotlib", "scipy", "sklearn", "statsmodels", "sympy", "threadpoolctl", "tqdm")
 
 missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
 if missing:

@@ -4,9 +4,14 @@
     forward         logits of 128 images
     saliency        128 saliency maps
     --attacks       images a second of Algorithms 1 to 4 (of 4 the first moves), on a trained network
+    --scaling       cost against work, as a table and a picture: the first three for 1 to 512 images at a time, with one
+                    thread and with --threads; with --attacks, Algorithms 1 to 3 on 10 to 1,000 images too
 
 --against torch adds PyTorch eager in its default layout and channels_last, and the ratios minicnn / PyTorch: below 1,
-minicnn is faster. Each time is the median of --repeats.
+minicnn is faster. Each time is the median of --repeats. A training step on the CPU is compared with its floor as well,
+the time of its products at the rate of NumPy's own (sgemm), measured in the same run.
+
+What is measured is kept in the folder of results; the same command goes on from there on the same day.
 
 --device cuda measures minicnn with and without a captured graph, PyTorch eager and with a captured CUDA graph, each
 with TF32 off and on (minicnn's kernels compute in float32 throughout); the maps of 10,000 images too, one whole
@@ -15,15 +20,19 @@ training (--dataset mnist, 50 epochs, is the paper's), and with --attacks Algori
 
 import dataclasses
 import functools
+import math
 import os
 import statistics
+import tempfile
 import time
+from datetime import date
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments import common
-from minicnn import DropoutMasks, NesterovSGD, Recipe, Tensor, backend, correct, cpu, fit, no_grad
+from minicnn import DropoutMasks, NesterovSGD, Recipe, Tensor, backend, compiled, correct, cpu, fit, kernels_c, no_grad
 from minicnn.ops import cross_entropy
 from minicnn.paper import attacks
 from minicnn.paper.networks import PENALTY, paper_cnn
@@ -32,24 +41,30 @@ from minicnn.paper.saliency import saliency_maps
 RECIPE = Recipe(l2=PENALTY)  # the paper's
 BATCH = RECIPE.batch
 MOVES_OF_4 = 5  # its every move costs as much as all of Algorithm 2
+TASKS = {"train_step": "training step", "forward": "forward", "saliency": "saliency maps"}
+SGEMM = 768  # rows and columns of the products whose rate is the floor's
+LOSS_DIFFERENCES = 100  # images at most, for PyTorch takes minutes for more
+STYLES = {  # told apart in grey too
+    "minicnn": {"color": "C0", "linestyle": "-"},
+    "PyTorch": {"color": "C1", "linestyle": "--", "markerfacecolor": "none"},
+}
 
 
 class Plan(NamedTuple):
-    """What is measured on a device. samples: random images; maps: name of a measurement -> number of maps; attacked:
-    images for Algorithm 1, 2, ...; chunk, torch_chunk: images in memory at a time."""
+    """What is measured on a device. maps: name of a measurement -> number of maps; attacked, attack_repeats: images for
+    Algorithm 1, 2, ... and how often; chunk, torch_chunk: images in memory at a time."""
 
-    samples: int
     maps: dict
     warm_up: int
     attacked: tuple
-    attack_repeats: int
+    attack_repeats: tuple
     chunk: int
     torch_chunk: int
 
 
 PLANS = {
-    "cpu": Plan(8 * BATCH, {"saliency": BATCH}, 2, (256, 32, 256, 16), 3, 256, 256),
-    "cuda": Plan(10000, {"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), 1, 1000, 4096),
+    "cpu": Plan({"saliency": BATCH}, 2, (256, 32, 256, 16), (3, 1, 3, 1), 256, 256),
+    "cuda": Plan({"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), (1, 1), 1000, 4096),
 }
 
 
@@ -71,70 +86,103 @@ def measure(contestants, repeats, warm_up=2, wait=lambda: None):
     return seconds
 
 
-def waiting(device):
-    """A function that returns when the device of that name has finished."""
-    return backend.get("cuda").xp.cuda.Device().synchronize if device == "cuda" else lambda: None
+class Parts:
+    """Measurements, each kept as soon as it is made: measured() makes it only once a day on one machine."""
+
+    def __init__(self, options, computes, reference, total):
+        self.store = common.Store(options.out / "parts")
+        sources = [__file__, reference.__file__] if reference else [__file__]
+        self.key = {
+            "benchmark": common.digest_of_sources(*sources),
+            "day": str(date.today()),
+            "machine": common.environment(options)["machine"]["processor"],
+            "computes": computes,
+            "device": options.device,
+            "seed": options.seed,
+        }
+        self.wait = backend.get("cuda").xp.cuda.Device().synchronize if options.device == "cuda" else lambda: None
+        self.warm_up = PLANS[options.device].warm_up
+        self.done, self.progress = 0, common.Progress("measured", total)
+
+    def measured(self, key, contestants, repeats, warm_up=None):
+        """Side -> seconds of every round, of contestants(), side -> function. key: what tells them from others."""
+        warm_up = self.warm_up if warm_up is None else warm_up
+        key = self.key | key | {"repeats": repeats, "threads": cpu.threads()}
+        part = self.store.get(key, lambda: measure(contestants(), repeats, warm_up, self.wait))
+        self.done += 1
+        self.progress(self.done)
+        return {side: {"median": statistics.median(t), "minimum": float(min(t))} for side, t in part.items()}
 
 
-def training_step(network, images, labels):
+def training_step(network, images, labels, batch=BATCH):
     """A function that makes one step of training.fit, on its next batch of the images."""
     device = network.backend
     functions, xp = device.functions, device.xp
     images, labels = device.asarray(images), device.asarray(labels)
     order, counter = xp.arange(len(images), dtype=np.int32), xp.zeros(1, np.uint32)
-    mean = xp.full(BATCH, 1 / BATCH, images.dtype)
+    mean = xp.full(batch, 1 / batch, images.dtype)
     optimiser = NesterovSGD(network.parameters(), xp.full(1, RECIPE.learning_rate, images.dtype), l2=PENALTY)
 
     def step():
-        batch = Tensor(functions.gather(images, order, counter, BATCH))
-        target = functions.gather(labels, order, counter, BATCH)
-        cross_entropy(network(batch, DropoutMasks(0, counter)), target).backward(mean)
+        x = Tensor(functions.gather(images, order, counter, batch))
+        target = functions.gather(labels, order, counter, batch)
+        cross_entropy(network(x, DropoutMasks(0, counter)), target).backward(mean)
         optimiser.step()
         functions.advance(counter)
 
     return step
 
 
-def our_functions(device, images, labels, graph=False):
+def our_functions(device, images, labels, batch, maps, graph=False):
     """Name of a measurement -> a function of no arguments. graph: captured, and without the maps, which come to the
     host as saliency_maps returns them."""
-    plan, network = PLANS[device], paper_cnn().to(device)
-    batch, functions = network.backend.asarray(images[:BATCH]), network.backend.functions
+    network = paper_cnn().to(device)
+    x, functions = network.backend.asarray(images[:batch]), network.backend.functions
 
     def forward():
         with no_grad():
-            return network(Tensor(batch)).data
+            return network(Tensor(x)).data
 
-    step = training_step(paper_cnn().to(device), images, labels)
+    step = training_step(paper_cnn().to(device), images, labels, batch)
     if graph:
         return {"train_step": functions.capture(step), "forward": functions.capture(forward)}
     return {"train_step": step, "forward": forward} | {
-        task: functools.partial(saliency_maps, network, images[:count], labels[:count], chunk=plan.chunk)
-        for task, count in plan.maps.items()
+        task: functools.partial(
+            saliency_maps, network, images[:count], labels[:count], chunk=max(batch, PLANS[device].chunk)
+        )
+        for task, count in maps.items()
     }
 
 
-def compare(device, seed, repeats, reference):
+def sides(device, seed, batch, maps, reference):
+    """Side -> name of a measurement -> a function of no arguments, on random images."""
+    rng = np.random.default_rng(seed)
+    images = rng.random((max(8 * batch, *maps.values()), 1, 28, 28), np.float32)
+    labels = rng.integers(0, 10, len(images), np.int32)
+    found = {"minicnn": our_functions(device, images, labels, batch, maps)}
+    if device == "cuda":
+        found["minicnn graph"] = our_functions(device, images, labels, batch, maps, graph=True)
+    if reference:
+        recipe = dataclasses.replace(RECIPE, batch=batch)
+        found |= reference.sides(device, images, labels, recipe, maps, max(batch, PLANS[device].chunk))
+    return found
+
+
+def compare(parts, options, reference, batch=BATCH, maps=None, repeats=None):
     """Seconds of the training step, the forward pass and the maps: task -> side -> median and minimum.
 
     reference: the module torch_reference, or None for minicnn alone.
     """
-    plan, rng = PLANS[device], np.random.default_rng(seed)
-    images = rng.random((plan.samples, 1, 28, 28), np.float32)
-    labels = rng.integers(0, 10, len(images), np.int32)
-    sides = {"minicnn": our_functions(device, images, labels)}
-    if device == "cuda":
-        sides["minicnn graph"] = our_functions(device, images, labels, graph=True)
-    if reference:
-        sides |= reference.sides(device, images, labels, RECIPE, plan.maps, plan.chunk)
-    seconds = {}
-    for task in sides["minicnn"]:
-        contestants = {side: functions[task] for side, functions in sides.items() if task in functions}
-        times = measure(contestants, repeats, plan.warm_up, waiting(device))
-        seconds[task] = {side: {"median": statistics.median(t), "minimum": min(t)} for side, t in times.items()}
-        medians = (f"{side} {1000 * figures['median']:.4g} ms" for side, figures in seconds[task].items())
-        print(f"{task:12}", *medians, sep="  ", flush=True)
-    return seconds
+    maps, repeats = maps or PLANS[options.device].maps, repeats or options.repeats
+    made = functools.cache(lambda: sides(options.device, options.seed, batch, maps, reference))
+    return {
+        task: parts.measured(
+            {"task": task, "batch": batch},
+            lambda task=task: {side: functions[task] for side, functions in made().items() if task in functions},
+            repeats,
+        )
+        for task in ("train_step", "forward", *maps)
+    }
 
 
 def ratios(seconds):
@@ -143,6 +191,49 @@ def ratios(seconds):
         task: {f"vs_{s}": of["minicnn"]["median"] / of[s]["median"] for s in of if s != "minicnn"}
         for task, of in seconds.items()
     }
+
+
+def products(batch):
+    """Floating-point operations in the products of a training step of the paper's network: two a multiply-add, forward,
+    by the weights and, but for the first layer, by the inputs."""
+    x, forward = Tensor(np.zeros((1, 1, 28, 28), np.float32)), []
+    with no_grad():
+        for layer in paper_cnn().layers.values():
+            x = layer(x)
+            if hasattr(layer, "W"):
+                forward.append(2 * batch * layer.W.data.size * math.prod(x.shape[2:]))
+    return 3 * sum(forward) - forward[0]
+
+
+def floor(parts, options, step):
+    """What the products of a training step would take at the rate of sgemm, and how many times that a step takes.
+
+    step: its seconds. Every thread multiplies square matrices of its own, with one thread of BLAS each.
+    """
+    a = np.random.default_rng(options.seed).random((SGEMM, SGEMM), np.float32)
+    jobs = [np.empty_like(a) for _ in range(4 * cpu.threads())]
+
+    def multiply():
+        cpu.in_parallel(lambda out: np.matmul(a, a, out=out), jobs)
+
+    seconds = parts.measured({"task": "sgemm", "size": SGEMM}, lambda: {"sgemm": multiply}, options.repeats)["sgemm"]
+    rate = 2 * SGEMM**3 * len(jobs) / seconds["median"]
+    found = {"operations": products(BATCH), "sgemm_per_second": rate, "seconds": products(BATCH) / rate}
+    return found | {"ratio": step / found["seconds"]}
+
+
+def compare_scaling(parts, options, reference, set_threads):
+    """The cost of 1 to 512 images at a time, with one thread and with all: a row with batch, threads and what compare
+    found."""
+    rows = []
+    for threads in sorted({1, options.threads}):
+        set_threads(threads)
+        for batch in options.batches:
+            repeats = options.repeats if batch <= BATCH else max(1, options.repeats // 4)
+            found = compare(parts, options, reference, batch, {"saliency": batch}, repeats)
+            rows.append({"batch": batch, "threads": threads, "seconds": found})
+    set_threads(options.threads)
+    return rows
 
 
 def compare_training(dataset, recipe, reference):
@@ -159,34 +250,37 @@ def compare_training(dataset, recipe, reference):
         start = time.perf_counter()
         accuracy = function()
         results[side] = {"seconds": time.perf_counter() - start, "accuracy": accuracy}
-    figures = (f"{side} {found['seconds']:.2f} s {found['accuracy']:.2%}" for side, found in results.items())
-    print(f"{recipe.epochs} epochs:", *figures)
     return results
 
 
-def compare_attacks(network, images, labels, counts, limit, reference):
-    """Images a second of each algorithm, on the first test images that the network gets right.
+class Attacked:
+    """A trained network and the test images that it classifies correctly, to be attacked by both sides."""
 
-    counts: of images for Algorithm 1, 2, ... Returns algorithm -> figures.
-    """
-    plan = PLANS[network.device]
-    right = correct(network, images, labels)
-    images, labels = images[right], labels[right]
-    results = {}
-    for algorithm, count in zip("1234", counts, strict=False):
-        moves = min(limit, MOVES_OF_4) if algorithm == "4" else limit
-        setting = attacks.Setting(limit=moves, chunk=plan.chunk)
-        case = images[:count], labels[:count], algorithm
-        contestants = {"minicnn": functools.partial(attacks.attack, network, *case, setting)}
-        if reference:
-            contestants |= reference.attacks(network, *case, moves, plan.torch_chunk)
-        seconds = measure(contestants, plan.attack_repeats, warm_up=0, wait=waiting(network.device))
-        figures = {side: len(case[0]) / statistics.median(t) for side, t in seconds.items()}
-        if reference:
-            figures["ratio"] = figures["torch"] / figures["minicnn"]
-        results[algorithm] = figures | {"images": len(case[0]), "limit": moves}
-        print(f"Algorithm {algorithm}, {len(case[0])} images, images/s:", *(f"{k} {v:.3g}" for k, v in figures.items()))
-    return results
+    def __init__(self, parts, network, dataset, limit, reference):
+        right = correct(network, dataset.test_images, dataset.test_labels)
+        self.parts, self.network, self.limit, self.reference = parts, network, limit, reference
+        self.images, self.labels = dataset.test_images[right], dataset.test_labels[right]
+        self.key = common.network_key(network) | {"images": common.digest(self.images)}
+
+    def compare(self, algorithm, count, repeats):
+        """Figures of an algorithm on the first `count` images: images, limit, images a second of every side and, beside
+        PyTorch, the ratio of the rate of its better layout to ours."""
+        moves = min(self.limit, MOVES_OF_4) if algorithm == "4" else self.limit
+        case, plan = (self.images[:count], self.labels[:count], algorithm), PLANS[self.network.device]
+
+        def contestants():
+            setting = attacks.Setting(limit=moves, chunk=plan.chunk)
+            ours = {"minicnn": functools.partial(attacks.attack, self.network, *case, setting)}
+            return ours | (
+                self.reference.attacks(self.network, *case, moves, plan.torch_chunk) if self.reference else {}
+            )
+
+        key = self.key | {"task": "attack", "algorithm": algorithm, "count": count, "limit": moves}
+        seconds = self.parts.measured(key, contestants, repeats, warm_up=0)
+        figures = {side: len(case[0]) / of["median"] for side, of in seconds.items()}
+        if self.reference:
+            figures["ratio"] = max(rate for side, rate in figures.items() if side != "minicnn") / figures["minicnn"]
+        return figures | {"images": len(case[0]), "limit": moves}
 
 
 def who_computes(torch=None):
@@ -203,6 +297,110 @@ def who_computes(torch=None):
     return told
 
 
+def seconds_to_compile(parts):
+    """What the C kernels cost at first use; None where NumPy does their work."""
+    if cpu.convolutions() != "compiled":
+        return None
+
+    def compile_anew():
+        with tempfile.TemporaryDirectory() as folder:
+            compiled.load(kernels_c.sources(), Path(folder))
+
+    return parts.measured({"task": "compile"}, lambda: {"minicnn": compile_anew}, 1, warm_up=0)["minicnn"]["median"]
+
+
+def lines(results):
+    """What the results come to, as lines of text."""
+    yield f"{results['threads']} threads on each side, medians of {results['repeats']}"
+    for name, told in results["who_computes"].items():
+        yield f"{name}: {told if isinstance(told, str) else ', '.join(told)}"
+    if results["compile_seconds"]:
+        yield f"the C kernels are compiled in {results['compile_seconds']:.1f} s, once on a machine"
+    for task, of in results["seconds"].items():
+        yield f"\n{TASKS.get(task, task)}, {BATCH} images" if task in TASKS else f"\n{task}"
+        for side, figures in of.items():
+            ratio = f"  ratio {of['minicnn']['median'] / figures['median']:.2f}" if side != "minicnn" else ""
+            yield f"  {side:20} {1000 * figures['median']:8.4g} ms{ratio}"
+    if "floor" in results:
+        found = results["floor"]
+        yield (
+            f"\nthe products of a training step, {found['operations'] / 1e9:.1f} GFLOP, take "
+            f"{1000 * found['seconds']:.1f} ms at sgemm's\n{found['sgemm_per_second'] / 1e9:.0f} GFLOP/s: "
+            f"the step takes {found['ratio']:.2f} times its floor"
+        )
+    for side, found in results.get("training", {}).items():
+        yield f"whole training, {side}: {found['seconds']:.2f} s, accuracy {found['accuracy']:.2%}"
+    for algorithm, figures in results.get("attacks", {}).items():
+        yield from _attack_lines(algorithm, figures)
+    if "scaling" in results:
+        yield "\nms a call, and the ratio to PyTorch's better layout"
+        yield f"threads images {'training step':>18} {'forward':>18} {'saliency maps':>18}"
+        for row in results["scaling"]:
+            cells = (f"{_cell(row['seconds'][task]):>18}" for task in TASKS)
+            yield f"{row['threads']:7} {row['batch']:6} {' '.join(cells)}"
+    for figures in results.get("attack_scaling", []):
+        yield from _attack_lines(figures["algorithm"], figures)
+
+
+def _attack_lines(algorithm, figures):
+    rates = "".join(f"\n  {side:20} {rate:8.3g} images/s" for side, rate in _rates(figures).items())
+    ratio = f"  ratio {figures['ratio']:.2f}" if "ratio" in figures else ""
+    yield f"\nAlgorithm {algorithm}, {figures['images']} images, {figures['limit']} moves{rates}{ratio}"
+
+
+def _rates(figures):
+    """Side -> images a second, of what Attacked.compare found."""
+    return {side: rate for side, rate in figures.items() if side not in ("algorithm", "images", "limit", "ratio")}
+
+
+def _cell(of):
+    ours, theirs = of["minicnn"]["median"], [figures["median"] for side, figures in of.items() if side != "minicnn"]
+    return f"{1000 * ours:.2f}" + (f" ({ours / min(theirs):.2f})" if theirs else "")
+
+
+def draw_scaling(path, results):
+    """Cost against work: milliseconds an image against images at a time; of attacks against images attacked."""
+    panels = len(TASKS) + ("attack_scaling" in results)
+    fig, axes = common.figure(1, panels, width=3.2, height=3.8)
+    threads = sorted({row["threads"] for row in results["scaling"]})
+    for panel, (task, title) in zip(axes[0], TASKS.items(), strict=False):
+        for count, marker in zip(threads, "os", strict=False):
+            rows = [row for row in results["scaling"] if row["threads"] == count]
+            batches = [row["batch"] for row in rows]
+            best = {"minicnn": [row["seconds"][task]["minicnn"]["median"] for row in rows]}
+            if len(rows[0]["seconds"][task]) > 1:
+                best["PyTorch"] = [
+                    min(of["median"] for side, of in row["seconds"][task].items() if side != "minicnn") for row in rows
+                ]
+            for side, seconds in best.items():
+                milliseconds = [1000 * s / n for s, n in zip(seconds, batches, strict=True)]
+                label = f"{side}, {count} thread{'s' * (count > 1)}"
+                panel.plot(batches, milliseconds, **STYLES[side], marker=marker, label=label)
+        _logarithmic(panel, batches, title, "images at a time")
+    axes[0, 0].set_ylabel("ms an image")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    if "attack_scaling" in results:
+        panel = axes[0, -1]
+        for algorithm, marker in zip("123", "v^D", strict=True):
+            found = [row for row in results["attack_scaling"] if row["algorithm"] == algorithm]
+            best = {"minicnn": [row["minicnn"] for row in found]}
+            if "ratio" in found[0]:
+                best["PyTorch"] = [row["minicnn"] * row["ratio"] for row in found]
+            for side, rates in best.items():
+                label = f"{side}, Algorithm {algorithm}"
+                counts, milliseconds = [row["images"] for row in found], [1000 / rate for rate in rates]
+                panel.plot(counts, milliseconds, **STYLES[side], marker=marker, label=label)
+        _logarithmic(panel, [row["images"] for row in results["attack_scaling"]], "attacks", "images attacked")
+        fig.legend(*panel.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    common.save_figure(path, fig)
+
+
+def _logarithmic(panel, ticks, title, label):
+    common.plain_numbers(panel.xaxis, sorted(set(ticks)))
+    common.plain_numbers(panel.yaxis)
+    panel.set(title=title, xlabel=label)
+
+
 def main(options):
     reference = torch = None
     if options.against == "torch":
@@ -212,36 +410,60 @@ def main(options):
             raise common.UsageError("--against torch needs PyTorch: pip install torch") from None
         from experiments import torch_reference as reference
 
-        torch.set_num_threads(options.threads)
-    cpu.set_threads(options.threads)
+    def set_threads(count):
+        cpu.set_threads(count)
+        if torch:
+            torch.set_num_threads(count)
+
+    set_threads(options.threads)
     if options.images and not options.attacks:
         raise common.UsageError("--images is of the attacks: add --attacks")
+    if options.scaling and options.device == "cuda":
+        raise common.UsageError("--scaling is of the CPU: leave out --device cuda")
     if options.attacks:  # a mistake is said before minutes of measurements
         network = common.load_network(common.chosen_weights(options), options.device, options.ties)
 
-    computes = who_computes(torch)
-    print(f"{options.threads} threads on each side, medians of {options.repeats}")
-    print("; ".join(f"{name}: {told if isinstance(told, str) else ', '.join(told)}" for name, told in computes.items()))
-    seconds = compare(options.device, options.seed, options.repeats, reference)
-    results = {"seconds": seconds}
-    if reference and options.device == "cpu":
-        results = ratios(seconds) | results
-        for task in seconds:
-            print(f"{task:12}", *(f"{side} {ratio:.2f}" for side, ratio in results[task].items()), sep="  ")
+    plan, computes = PLANS[options.device], who_computes(torch)
+    attacked = list(zip("1234", options.images or plan.attacked, plan.attack_repeats, strict=False))
+    scaled = [
+        (algorithm, count, repeats if count <= plan.attacked[0] else 1)
+        for algorithm, repeats in zip("123", plan.attack_repeats, strict=False)
+        for count in options.counts
+        if algorithm != "2" or count <= LOSS_DIFFERENCES
+    ]
+    total = 2 + len(plan.maps) + (options.device == "cpu") + options.attacks * len(attacked)
+    total += cpu.convolutions() == "compiled"
+    if options.scaling:
+        total += len({1, options.threads}) * len(options.batches) * len(TASKS) + options.attacks * len(scaled)
+    parts = Parts(options, computes, reference, total)
+
+    results = {"seconds": compare(parts, options, reference), "compile_seconds": seconds_to_compile(parts)}
+    if options.device == "cpu":
+        results |= ratios(results["seconds"]) if reference else {}
+        results["floor"] = floor(parts, options, results["seconds"]["train_step"]["minicnn"]["median"])
+    if options.scaling:
+        results["scaling"] = compare_scaling(parts, options, reference, set_threads)
     if options.device == "cuda" or options.attacks:
         dataset = common.load_data(options.dataset)
     if options.device == "cuda":
         recipe = dataclasses.replace(RECIPE, epochs=options.epochs, seed=options.seed)
         results["training"] = compare_training(dataset, recipe, reference)
     if options.attacks:
-        case = network, dataset.test_images, dataset.test_labels
-        counts = options.images or PLANS[options.device].attacked
-        results["attacks"] = compare_attacks(*case, counts, options.limit, reference)
+        case = Attacked(parts, network, dataset, options.limit, reference)
+        results["attacks"] = {algorithm: case.compare(algorithm, *how) for algorithm, *how in attacked}
+        if options.scaling:
+            results["attack_scaling"] = [{"algorithm": of} | case.compare(of, *how) for of, *how in scaled]
+    parts.progress.close()
     environment = common.environment(options)
     if reference:
         environment["versions"]["torch"] = torch.__version__
-    environment |= {"threads": options.threads, "repeats": options.repeats, "who_computes": computes}
-    common.write_json(options.json, results | environment)
+    results |= environment | {"threads": options.threads, "repeats": options.repeats, "who_computes": computes}
+    common.write_json(options.json, results)
+    print(*lines(results), sep="\n")
+    if options.scaling:
+        path = options.json.with_suffix(".png")
+        draw_scaling(path, results)
+        print(f"\ncost against work: {path}")
 
 
 if __name__ == "__main__":
@@ -261,6 +483,23 @@ if __name__ == "__main__":
         help="attacked by Algorithms 1 to 4; default: 256 32 256 16, on a GPU 10000 and 1000 by 1 and 2",
     )
     parser.add_argument("--limit", type=common.positive(int), default=100, help="moves an image; default: 100")
+    parser.add_argument("--scaling", action="store_true", help="measure cost against work too")
+    parser.add_argument(
+        "--batches",
+        type=common.positive(int),
+        nargs="+",
+        metavar="N",
+        default=[1, 4, 8, 32, 128, 512],
+        help="images at a time, of --scaling; default: 1 4 8 32 128 512",
+    )
+    parser.add_argument(
+        "--counts",
+        type=common.positive(int),
+        nargs="+",
+        metavar="N",
+        default=[10, 100, 1000],
+        help=f"images attacked, of --scaling (by Algorithm 2 at most {LOSS_DIFFERENCES}); default: 10 100 1000",
+    )
     common.ties_argument(parser, default="first")
     parser.add_argument("--epochs", type=common.positive(int), default=50, help="of training on a GPU; default: 50")
-    common.run(main, parser, resumes=False)
+    common.run(main, parser)

@@ -2,13 +2,14 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from minicnn import backend, cpu, data, training, weights
+from minicnn import backend, compiled, cpu, data, training, weights
 from minicnn.compiled import CompilerError
 from minicnn.files import remove_abandoned
 from minicnn.paper import attacks
@@ -17,6 +18,7 @@ from minicnn.paper import attacks
 os.environ["MPLBACKEND"] = "agg"
 
 LOCK = ".lock"  # in a folder of results, held by the command that writes to it
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # what flock says there
 
 
 class UsageError(ValueError):
@@ -121,11 +123,14 @@ def _in_one_line(error):
 
 def _check_machine():
     """What is used late is missed early."""
+    before = compiled.compile_seconds
     try:
         cpu.convolutions()
     except (ValueError, CompilerError) as error:
         raise UsageError(str(error)) from None
-    for library in ("filelock", "matplotlib.figure", "threadpoolctl", "tqdm"):
+    if compiled.compile_seconds != before:
+        note(f"compiled the C kernels in {compiled.compile_seconds:.1f} s, once on this machine")
+    for library in ("filelock", "matplotlib.figure", "scipy", "statsmodels", "threadpoolctl", "tqdm"):
         try:
             importlib.import_module(library)
         except ImportError as error:
@@ -134,14 +139,23 @@ def _check_machine():
 
 @contextlib.contextmanager
 def _alone(folder):
-    """Nobody else writes to the folder meanwhile: two at a time would lose the results of one. Raises UsageError."""
+    """Nobody else writes to the folder meanwhile: two at a time would lose the results of one. Raises UsageError. A
+    note where the folder's file system knows no locks."""
     from filelock import FileLock, Timeout
 
+    lock = FileLock(folder / LOCK, timeout=0)  # the system's own, which a killed process does not keep
     try:
-        with FileLock(folder / LOCK, timeout=0):  # the system's own, which a killed process does not keep
-            yield
+        lock.acquire()
     except Timeout:
         raise UsageError(f"another command is at work in {folder}: wait for it, or choose another --out") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise UsageError(f"cannot lock {folder / LOCK} ({error.strerror}): choose another --out") from None
+        note(f"{folder} is on a file system without locks: see to it that no other command writes there")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def default_folder(dataset):

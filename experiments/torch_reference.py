@@ -215,9 +215,12 @@ def trainings(dataset, recipe):
 
 
 def attacks(network, images, labels, algorithm, limit, batch):
-    """What benchmark.compare_attacks measures: side -> a function that makes the attack on the network's device."""
-    images, labels = (a.to(network.device) for a in _host_tensors(images, labels))
-    run = functools.partial(attack, paper_cnn(network, network.device), images, labels, algorithm, limit, batch)
+    """What benchmark.Attacked measures: side -> a function that makes the attack on the network's device."""
+    case = [a.to(network.device) for a in _host_tensors(images, labels)]
+
+    def run(layout=torch.contiguous_format):
+        return functools.partial(attack, paper_cnn(network, network.device, layout), *case, algorithm, limit, batch)
+
     if network.device == "cpu":
-        return {"torch": run}
-    return {"torch": _with_tf32(False, run), "torch, TF32": _with_tf32(True, run)}
+        return {"default": run(), "channels_last": run(torch.channels_last)}
+    return {"torch": _with_tf32(False, run()), "torch, TF32": _with_tf32(True, run())}

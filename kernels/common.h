@@ -5,3 +5,6 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, REAL)
 #define INLINE static inline __attribute__((always_inline))
+
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+INLINE long larger(long a, long b) { return a > b ? a : b; }

@@ -50,9 +50,6 @@ enum { RUN = 32 };     // channels that are added up by themselves
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
 
-INLINE long smaller(long a, long b) { return a < b ? a : b; }
-INLINE long larger(long a, long b) { return a > b ? a : b; }
-
 // How many filters there are with those that pack adds.
 long padded_filters(long filters) { return (filters + FILTERS - 1) / FILTERS * FILTERS; }
 
@@ -72,12 +69,19 @@ typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REA
 // The filters as block reads them: [O / FILTERS][kh][C][kw][FILTERS], those beyond O zero. w[o,c,i,j] stands at
 // w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3].
 void NAME(pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
-    for (long first = 0; first < s->O; first += FILTERS)
-        for (long i = 0; i < s->kh; ++i)
-            for (long c = 0; c < s->C; ++c)
-                for (long j = 0; j < s->kw; ++j)
-                    for (long o = first; o < first + FILTERS; ++o)
-                        *packed++ = o < s->O ? w[o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3]] : 0;
+    for (long c0 = 0; c0 < s->C; c0 += RUN)
+        for (long first = 0; first < s->O; first += FILTERS)
+            for (long i = 0; i < s->kh; ++i) {
+                REAL *to = packed + ((first * s->kh + i * FILTERS) * s->C + c0 * FILTERS) * s->kw;
+                for (long c = c0; c < smaller(s->C, c0 + RUN); ++c)
+                    for (long j = 0; j < s->kw; ++j, to += FILTERS) {
+                        const REAL *const at = w + first * stride[0] + c * stride[1] + i * stride[2] + j * stride[3];
+                        if (first + FILTERS <= s->O)
+                            UNROLL for (long f = 0; f < FILTERS; ++f) to[f] = at[f * stride[0]];
+                        else
+                            for (long f = 0; f < FILTERS; ++f) to[f] = first + f < s->O ? at[f * stride[0]] : 0;
+                    }
+            }
 }
 
 // The input rows as the sums read them: C lines at a distance of `pitch`.

@@ -1,7 +1,7 @@
 // Rectified linear unit, on its own where it is not part of a convolution or an affine map.
 //
 //   forward   y  = max(x, 0)
-//   gradient  gx = g where y > 0, else 0
+//   gradient  gx = 0 where y <= 0, else g: of NaN too, which is not 0 or less
 //
 // Any shape, a thread 4 elements, so that several reads are under way at once. Source: Glorot, Bordes & Bengio, Deep
 // sparse rectifier neural networks (2011).
@@ -26,6 +26,6 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {
         const long long i = first + k * THREADS;
-        if (i < count) gx[i] = y[i] > 0 ? g[i] : T(0);
+        if (i < count) gx[i] = y[i] <= 0 ? T(0) : g[i];
     }
 }

@@ -10,8 +10,9 @@
 //                          = log(1 - p_label): the plain one divided by exp(R) / T, so log10 scale (R - ln T) / ln 10
 //
 // z, p, l, g (N,K); L and its g (N,); targets t: class labels (N,) as int or long long, or soft labels (N,K); a class
-// label outside 0..K-1 gives NaN. A thread a row, the K classes in order: that order fixes the last bits of the plain
-// cotangent. Source: equations (2), (3) of the paper, corrected; the scaled cotangent is this project's.
+// label outside 0..K-1 gives NaN. A thread a row; sums run over the K classes in order, but for the plain cotangent's,
+// which is a tree: the author's gradient and his loss add in these two orders, and they fix the last bits.
+// Source: equations (2), (3) of the paper, corrected; the scaled cotangent is this project's.
 #include "common.cuh"
 
 template <typename T>
@@ -37,6 +38,24 @@ __device__ T sum_of_exponentials(const T *z, int K, T largest, T temperature) {
     T sum = 0;
     for (int k = 0; k < K; ++k) sum += exponential(exponent(z[k], largest, temperature));
     return sum;
+}
+
+// Slot t of 16 takes the classes t, t + 16, t + 32, ... in order; then the upper half of the slots is added to the lower
+// half until one is left.
+template <typename T>
+__device__ T tree_of_exponentials(const T *z, int K, T largest, T temperature) {
+    T slots[16] = {};
+    for (int first = 0; first < K; first += 16) {
+#pragma unroll
+        for (int t = 0; t < 16; ++t)
+            if (first + t < K) slots[t] += exponential(exponent(z[first + t], largest, temperature));
+    }
+#pragma unroll
+    for (int half = 8; half; half /= 2) {
+#pragma unroll
+        for (int t = 0; t < half; ++t) slots[t] += slots[t + half];
+    }
+    return slots[0];
 }
 
 // t_k of a sample: from soft labels, or from a class label.
@@ -144,15 +163,16 @@ __global__ void __launch_bounds__(128)
     if (n >= N) return;
     z += (long long)n * K;
     g += (long long)n * K;
-    const T largest = largest_of(z, K), sum = sum_of_exponentials(z, K, largest, temperature);
+    const T largest = largest_of(z, K);
     if (!scaled) {
+        const T sum = tree_of_exponentials(z, K, largest, temperature);
         for (int k = 0; k < K; ++k)
             g[k] = (exponential(exponent(z[k], largest, temperature)) / sum - target_of<T>(labels, n, k, K)) /
                    temperature;
         log10_scale[n] = 0;
         return;
     }
-    const T log_sum = logarithm(sum);
+    const T log_sum = logarithm(sum_of_exponentials(z, K, largest, temperature));
     T largest_other = logarithm(T(0));
     for (int k = 0; k < K; ++k) {
         g[k] = exponent(z[k], largest, temperature) - log_sum;

@@ -17,12 +17,15 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from minicnn.files import cache_folder
 
 TIMEOUT = 120  # seconds that the compiler has
+
+compile_seconds: float | None = None  # that it took in this process; None where an earlier one had done it
 
 
 class CompilerError(RuntimeError):
@@ -38,14 +41,15 @@ def kernel_folder() -> Path:
     raise FileNotFoundError(f"no kernels/ in {package} or beside it: install minicnn again")
 
 
-def load(sources: Sequence[Path]) -> ctypes.CDLL:
-    """The library of C files of one folder, compiled where no earlier process has done it. Raises CompilerError."""
+def load(sources: Sequence[Path], kept_in: Path | None = None) -> ctypes.CDLL:
+    """The library of C files of one folder, compiled where no earlier process has done it. kept_in: a folder for what
+    is compiled, None for the user's cache. Raises CompilerError."""
     command = [*_compiler(), "-O3", *_native(), "-std=gnu11", "-shared", "-fPIC"]
     predefined = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
     texts = [path.read_bytes() for path in (*sources, *sorted(sources[0].parent.glob("*.h")))]
     made_from = hashlib.sha256(b"\0".join([*texts, shlex.join(command).encode(), predefined])).hexdigest()
     try:
-        folder = _private(cache_folder() / "compiled")
+        folder = _private(kept_in or cache_folder() / "compiled")
         library = folder / f"{sources[0].stem}-{made_from[:32]}.so"
         if _is_ours(library):
             with contextlib.suppress(OSError):  # a damaged one is made again
@@ -98,8 +102,11 @@ def _is_ours(library: Path) -> bool:
 
 
 def _compile(command: list[str], sources: Sequence[Path], library: Path) -> None:
+    global compile_seconds
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".compiling-") as folder:
         made = Path(folder) / library.name
         _run([*command, *map(str, sources), "-o", str(made)])
         made.chmod(0o700)
         os.replace(made, library)
+    compile_seconds = time.perf_counter() - start

@@ -146,7 +146,7 @@ def relu(x: Array) -> Array:
 
 
 def relu_grad(g: Array, y: Array) -> Array:
-    """Gradient of relu from its output: g where y > 0, else 0, whatever g holds. Any shape."""
+    """Gradient of relu from its output: 0 where y <= 0, whatever g holds, else g: of NaN too. Any shape."""
     _check_dtypes(g, y)
     if g.ndim == 4:
         return _logical(_kernels()[0].relu_grad(_physical(g), _physical(y)))
@@ -190,6 +190,19 @@ def unflatten(g: Array, shape: tuple[int, ...]) -> Array:
 def _sum_classes(p):
     """Sum over axis 1 in class order, (N, K) -> (N, 1): the order of the author's loss."""
     return functools.reduce(np.add, p.T)[:, None]
+
+
+def _sum_classes_as_tree(e):
+    """Sum over axis 1, (N, K) -> (N, 1): slot t of 16 takes the classes t, t + 16, t + 32, ... in order; then the upper
+    half of the slots is added to the lower half until one is left: the order of the author's gradient."""
+    slots = np.zeros((16, len(e)), e.dtype)
+    for first in range(0, e.shape[1], 16):
+        classes = e.T[first : first + 16]
+        slots[: len(classes)] += classes
+    while len(slots) > 1:
+        half = len(slots) // 2
+        slots = slots[:half] + slots[half:]
+    return slots.T
 
 
 def _exponents(z, T):
@@ -260,14 +273,16 @@ def saliency_cotangent(z: Array, labels: Array, T: float, arithmetic: str) -> tu
     """The cotangent of the logits, of the cross-entropy, with which a saliency map begins.
 
     z (N, K), labels (N,) integers -> g (N, K), log10_scale (N,), all in z's dtype.
-    "plain": the author's (p - y) / T with p = exp / sum, and scale 1; in float32 it underflows to zero.
+    "plain": the author's (p - y) / T with p = exp / sum, summed as his gradient does (_sum_classes_as_tree), not in
+    class order as softmax and his loss; scale 1. In float32 it underflows to zero.
     "scaled": the same divided by (1 - p_k) / T: g_k = -1, g_j = exp(l_j - L), L = log(1 - p_k) from log-softmax;
     log10_scale = (L - ln T) / ln 10. Order and signs are kept. The other classes' entries add up to 1, so
     that no map vanishes; a class is 0 only where it has less than 1e-45 (float32) of the others' probability.
     """
     rows = np.arange(len(z))
     if arithmetic == "plain":
-        g = softmax(z, T)
+        e = np.exp(_exponents(z, T))
+        g = e / _sum_classes_as_tree(e)
         g[rows, labels] -= 1
         return g / z.dtype.type(T), np.zeros(len(z), z.dtype)
     others = log_softmax(z, T)

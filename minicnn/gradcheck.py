@@ -25,6 +25,7 @@ Arguments = Mapping[str, Any]  # name -> Tensor or array
 EPS = 1e-5
 TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 ENTRY_TOLERANCE = 1e-3
+MOVES, ROUNDINGS = 8, 100  # see _unknown_in_float32
 JACOBIAN_ENTRIES = 20_000
 
 
@@ -37,7 +38,8 @@ class Result(NamedTuple):
 
     error: the worst relative error. directions: how many were judged (in float32 none: whole gradients are compared).
     replaced: how many crossed a kink and gave way to the next of the seeded stream. entry_error: that of the worst
-    entry of the Jacobian by itself, 0 where it was not compared.
+    entry by itself, of the Jacobian or, in float32, of the gradient, less what is unknown of it; 0 where a Jacobian was
+    not compared.
     """
 
     argument: str
@@ -111,11 +113,16 @@ def check(
 
 
 def check_float32(function: Function, arguments: Arguments, cotangents: int = 2, seed: int = 0) -> list[Result]:
-    """Gradients in float32 against float64 ones of the same numbers, by max |a - b| / max |b| for each argument.
+    """Gradients in float32 against float64 ones of the same numbers, by max |a - b| / max |b| for each argument, and
+    for the first cotangent each entry by itself, |a - b| / |b|, less what rounding explains.
 
-    The arguments and the random cotangents are first rounded to float32, so that both see the same numbers. Returns a
-    Result for each argument. Raises VacuousCheck where a gradient is exactly zero, or where the pattern differs: then
-    the two are derivatives on two sides of a kink.
+    The arguments and the random cotangents are first rounded to float32, so that both see the same numbers. How much an
+    entry may be off by rounding alone no tolerance can say, for it may be what is left of large terms; so it is
+    measured: every number that comes in is moved by about one rounding, MOVES times, in float64, and an entry is
+    allowed ROUNDINGS times as much as it moves then (_unknown_in_float32). What the function holds itself is not moved:
+    a constant that terms cancel against must be an argument. Returns a Result for each argument. Raises
+    VacuousCheck where a gradient is exactly zero, or where the pattern differs: then the two are derivatives on two
+    sides of a kink.
     """
     tensors = _tensors(arguments)
     rounded = [backend.to_host(tensor.data).astype(np.float32) for tensor in tensors]
@@ -130,12 +137,39 @@ def check_float32(function: Function, arguments: Arguments, cotangents: int = 2,
     if not _same(*patterns):
         raise VacuousCheck("float32 and float64 lie on two sides of a kink: choose values farther from it")
     single, double = found
+    unknown = _unknown_in_float32(function, tensors, rounded, contracted[0], double[0], seed)
     results = []
     for i, name in enumerate(arguments):
         _assert_nonzero(name, [g[i] for g in double])
         errors = [_relative(a[i], b[i]) for a, b in zip(single, double, strict=True)]
-        results.append(Result(name, "float32", float(np.max(errors))))
+        entry_error = _excess(single[0][i], double[0][i], unknown[i])
+        results.append(Result(name, "float32", float(np.max(errors)), entry_error=entry_error))
     return results
+
+
+def _unknown_in_float32(function, tensors, arguments, cotangent, gradients, seed):
+    """How much each entry of the gradients, which are of float64, may be off in float32 by rounding alone.
+
+    ROUNDINGS times the root mean square of its changes in MOVES moves of all arguments and the cotangent by N(0, 1)
+    roundings each, or as many roundings of the entry itself; and the smallest normal number, where precision ends.
+    An algorithm that adds n terms one after the other strays by about 0.2 sqrt(n) such moves.
+    """
+    rng, single = np.random.default_rng((seed, 32)), np.finfo(np.float32)
+
+    def moved(values):
+        return values * (1 + single.eps / 2 * rng.standard_normal(values.shape))
+
+    squares = [np.zeros(g.shape) for g in gradients]
+    for _ in range(MOVES):
+        with _holding(tensors, [moved(values.astype(np.float64)) for values in arguments]):
+            output, _ = _call(function, tensors)
+            after = _gradients(output, tensors, moved(cotangent.astype(np.float64)))
+        for total, a, b in zip(squares, after, gradients, strict=True):
+            total += (a - b) ** 2
+    return [
+        ROUNDINGS * np.maximum(np.sqrt(total / MOVES), single.eps / 2 * np.abs(g)) + single.tiny
+        for total, g in zip(squares, gradients, strict=True)
+    ]
 
 
 def nonlinearity(function: Function, arguments: Arguments, seed: int = 0) -> float:
@@ -231,10 +265,15 @@ def _entry_error(differences, jacobian, values, eps):
     much over eps; its formula leaves out eps^2 / 6 times the third derivative, here at most 6 times the largest first.
     """
     rounding = 100 * np.finfo(np.float64).eps * np.maximum(1, np.abs(values.reshape(-1, 1))) / eps
-    unknown = rounding + eps**2 * np.abs(jacobian).max()
-    excess = np.abs(differences - jacobian) - unknown
+    return _excess(differences, jacobian, rounding + eps**2 * np.abs(jacobian).max())
+
+
+def _excess(a, b, unknown):
+    """The worst of |a - b| / |b| over the entries, less what is unknown of each; infinity or NaN, which pass nowhere,
+    where there is none."""
+    excess = np.abs(a - b) - unknown
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.max(np.where(excess <= 0, 0, excess / np.abs(jacobian))))
+        return float(np.max(np.where(excess <= 0, 0, excess / np.abs(b))))
 
 
 def _same(pattern, other):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ FUNCTIONS = {
 }
 
 
+def sources() -> list[Path]:
+    """The C files."""
+    return [compiled.kernel_folder() / source for source in SOURCES]
+
+
 class Sizes(ctypes.Structure):
     """The struct of the same name in conv2d.c."""
 
@@ -42,7 +48,7 @@ class CKernels:
     """The functions of kernels_numpy.py. Raises CompilerError where the sources cannot be compiled."""
 
     def __init__(self) -> None:
-        library = compiled.load([compiled.kernel_folder() / source for source in SOURCES])
+        library = compiled.load(sources())
         self._functions = {}
         for real in (ctypes.c_float, ctypes.c_double):
             types: dict[str, Any] = {"sizes": ctypes.POINTER(Sizes), "array": ctypes.c_void_p, "real": real}
@@ -70,10 +76,10 @@ class CKernels:
         filters, channels, *kernel = w.shape
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        packed = np.empty(self._padded_filters(filters) * channels * math.prod(kernel), x.dtype)
+        packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
             w = np.ascontiguousarray(w)
-        strides = np.array(w.strides, ctypes.c_long) // w.itemsize
+        strides = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
         self._call("pack", x.dtype, sizes, w, strides, packed)
 
         def rows(first, last):

@@ -66,8 +66,8 @@ def select(g: Array, chosen: Array, out: Array) -> Array:
 
 
 def relu_grad(g: Array, y: Array) -> Array:
-    """g where y > 0, else 0. Any shape."""
-    return select(g, y > 0, np.empty_like(g))
+    """0 where y <= 0, else g: of NaN too, which is not 0 or less. Any shape."""
+    return select(g, ~(y <= 0), np.empty_like(g))
 
 
 def _members(x: Array, size: int) -> list[Array]:

@@ -117,6 +117,9 @@ class Layer:
         return f"{type(self).__name__}({body})" + "".join(shapes)
 
 
+HOLDERS = (Tensor, Layer, list, tuple, dict)  # what may be a parameter or hold one
+
+
 def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple[str, Tensor]]:
     """Every Tensor in an attribute and its name: itself, a layer's, or those of a list, tuple or dict of them."""
     if isinstance(value, Tensor):
@@ -125,8 +128,10 @@ def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple
         if any(value is layer for layer in within):  # a layer may know the one that it is part of
             return
         for kind in type(value).__mro__:
+            if kind in Layer.__mro__:
+                continue
             for key, shared in vars(kind).items():
-                if key not in vars(value) and any(_named_tensors(shared, key, [])):
+                if isinstance(shared, HOLDERS) and key not in vars(value) and any(_named_tensors(shared, key, [])):
                     raise ValueError(f"{kind.__name__}.{key} is shared by all layers of the class: make it in __init__")
         for key, attribute in value._attributes().items():
             yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])

@@ -34,6 +34,12 @@ def check_temperature(T: float, dtype: Any = np.float64) -> None:
         )
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless the value is an integer of at least `least`."""
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
 def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndarray:
     """Class labels (a sequence or an array of any backend) as a NumPy array of integers, shape (count,).
 
@@ -142,7 +148,7 @@ def dense(x: Array, w: Array, b: Array, relu: bool = False) -> ValueAndPullbacks
 
 @op
 def relu(x: Array) -> ValueAndPullbacks:
-    """max(x, 0), any shape; the gradient at 0 is 0."""
+    """max(x, 0), any shape; the gradient at 0 is 0, at NaN that of a number above 0, as in PyTorch."""
     f = _functions(x)
     y = f.relu(x)
     return y, (lambda g: f.relu_grad(g, y),)

@@ -19,7 +19,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import DropoutMasks, Layer
-from minicnn.ops import check_labels, check_temperature, cross_entropy, softmax
+from minicnn.ops import check_count, check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
 from minicnn.weights import LIMIT, get_weights, load_npz, save_npz, set_weights, weights_limit
 
@@ -29,6 +29,10 @@ STEPS_BETWEEN_CHECKS = 50
 
 class TrainingError(ValueError):
     """Training cannot start, go on, or resume; the message says why and what to do."""
+
+
+class LearningError(TrainingError):
+    """Training with this recipe leads nowhere: nothing can be learnt at its temperature, or the loss diverged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +77,10 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
     """Logits (N, K) as a NumPy array, `chunk` images at a time, without a graph.
 
     images: what the network takes, (N, C, H, W) or (N, D). dropout: None, or the seed of masks to draw (chunk i takes
-    step i). Raises ValueError for a chunk below 1, and where the network gives anything but rows of logits.
+    step i). Raises ValueError for a chunk that is no integer above 0, and where the network gives anything but rows of
+    logits.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    check_count("chunk", chunk)
     device, dtype = network.backend, network.dtype
     logits = []
     with no_grad():
@@ -172,7 +176,7 @@ class _Run:
                 loss = float(self.total_loss[0]) / (done * self.recipe.batch)
                 if not loss < self.diverged:
                     larger = " or a larger temperature" if self.recipe.temperature < 1 else ""
-                    raise TrainingError(
+                    raise LearningError(
                         f"training diverged in epoch {epoch + 1}, step {done}: mean loss {loss:g}; "
                         f"a learning rate below {self.recipe.learning_rate:g}{larger} may help"
                     )
@@ -181,7 +185,7 @@ class _Run:
 
 
 def _check_temperature_teaches(network: Layer, images: Any, targets: np.ndarray, recipe: Recipe) -> None:
-    """Raises TrainingError where the temperature makes the loss of the first batch so large that training would count
+    """Raises LearningError where the temperature makes the loss of the first batch so large that training would count
     as diverged, or all its probabilities equal, which at T = 1 they are not."""
     T, logits, target = recipe.temperature, Tensor(predict(network, images[: recipe.batch])), targets[: recipe.batch]
     if target.dtype.kind == "f":
@@ -190,12 +194,12 @@ def _check_temperature_teaches(network: Layer, images: Any, targets: np.ndarray,
         loss, at_1 = (float(cross_entropy(logits, target, T=t).data.mean(dtype=np.float64)) for t in (T, 1.0))
         spread, spread_at_1 = (np.ptp(softmax(logits, T=t).data) for t in (T, 1.0))
     if not loss < DIVERGED and at_1 < DIVERGED:
-        raise TrainingError(
+        raise LearningError(
             f"at temperature {T:g} the untrained network's loss is {loss:g} already, at 1 it is {at_1:g}: "
             "nothing can be learnt, choose a larger temperature"
         )
     if spread == 0 < spread_at_1:
-        raise TrainingError(
+        raise LearningError(
             f"at temperature {T:g} all classes have the same probability to the last bit of {logits.dtype}: "
             "nothing can be learnt, choose a smaller temperature"
         )
@@ -309,10 +313,10 @@ def fit(
     and a network by its repr: not what a function closes over, nor the code of a layer.
     Returns the history: a dict per epoch with epoch, train_loss (with dropout, at T, without the penalty), for each
     held-out set NAME_accuracy and NAME_loss, and seconds (training and evaluation).
-    Raises TrainingError for too few samples, for images that are no finite numbers, for a temperature at which nothing
-    can be learnt, for divergence (of a loss of one's own: once it is not finite), and for a checkpoint that is of
-    another run, does not fit this one, or holds more epochs than are asked for; ValueError for labels that fit neither
-    the images nor the network.
+    Raises LearningError for a temperature at which nothing can be learnt and for divergence (of a loss of one's own:
+    once it is not finite); TrainingError, of which that is one, for too few samples, for images that are no finite
+    numbers, and for a checkpoint that is of another run, does not fit this one, or holds more epochs than are asked
+    for; ValueError for labels that fit neither the images nor the network.
     """
     targets = backend.to_host(targets)
     if len(images) != len(targets):

@@ -5,14 +5,20 @@ import pytest
 
 from minicnn import layers
 from minicnn.backend import DeviceError
-from tests import DEVICES, open_device
+from tests import DEVICES, opened
 
 
 @pytest.fixture(params=DEVICES)
 def device(request):
     """A Backend, or a skip with the reason that the machine lacks it."""
+    yield from opened_or_skipped(request.param)
+
+
+def opened_or_skipped(name):
+    """What a fixture yields for the name of a backend, one of DEVICES or IN_NUMPY."""
     try:
-        return open_device(request.param)
+        with opened(name) as device:
+            yield device
     except DeviceError as error:
         pytest.skip(str(error))
 

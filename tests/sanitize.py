@@ -29,8 +29,8 @@ FILES = tuple(
 SELECTED = "cuda_on_cpu and not paper_cnn and not 5x5 and not ten_thousand or conv2d and compiled"
 
 C_FLAGS = {
-    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
-    "thread": ("-fsanitize=thread",),
+    "address": ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
+    "thread": ("-g", "-fsanitize=thread"),
 }
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,8 +35,10 @@ def kept(tmp_path):
 
 @NEEDS_COMPILER
 def test_compiled_once(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "compile_seconds", None)
     assert compiled.load([source]).answer() == 42
     (library,) = kept(tmp_path)
+    assert 0 < compiled.compile_seconds < compiled.TIMEOUT
     monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled again"))
     assert compiled.load([source]).answer() == 42
     assert stat.S_IMODE(library.stat().st_mode) == 0o700 and stat.S_IMODE(library.parent.stat().st_mode) == 0o700

@@ -1,6 +1,7 @@
 """Every pullback is the derivative, on every backend; and a wrong one would have been caught."""
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicnn import gradcheck, ops
+import tests
+from minicnn import cpu, gradcheck, ops
 from minicnn.autograd import Tensor, grad, op
 from minicnn.backend import DeviceError
 from minicnn.gradcheck import VacuousCheck, check, check_float32, nonlinearity, repeats
-from tests import gradient_table, open_device
+from tests import DEVICES, IN_NUMPY, gradient_table, open_device
+from tests.conftest import opened_or_skipped
 from tests.gradient_table import CASES
 
 ROOT = Path(__file__).parents[1]
 each_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(params=[*DEVICES, IN_NUMPY])
+def device(request):
+    """Every backend, and the CPU's as it is without a C compiler."""
+    yield from opened_or_skipped(request.param)
 
 
 def wrong(results):
@@ -203,6 +212,36 @@ def test_check_float32_catches_a_loss_of_precision():
     assert wrong(check_float32(cancelling, {"x": x})) == ["x"]
 
 
+@op
+def wrong_in_a_small_entry_in_float32(x):
+    """(1e7 x_0, x_1), the second derivative said to be 1.1 in float32, and to be 1 in float64."""
+    scale = np.array([1e7, 1]).astype(x.dtype)
+    return scale * x, (lambda g: scale * g * np.array([1, 1.1 if g.dtype == np.float32 else 1]).astype(g.dtype),)
+
+
+def test_check_float32_catches_a_wrong_entry_beside_one_1e7_times_as_large():
+    (result,) = check_float32(wrong_in_a_small_entry_in_float32, {"x": np.array([0.3, 0.7])})
+    assert result.error < 1e-6, "the norm alone does not see it"
+    assert 0.09 < result.entry_error < 0.11 and not result.passed
+
+
+def test_check_float32_allows_what_rounding_explains():
+    """The first derivative by x is what is left of two terms a million times as large."""
+    x, w = np.array([0.3, 0.7]), np.array([[1, -1 + 2e-6], [1, 1]])
+
+    def function(x, w):
+        return (x.reshape(2, 1) * w).sum(axis=1)
+
+    assert [result.entry_error for result in check_float32(function, {"x": x, "w": w})] == [0, 0]
+    u = np.array([0.1, 0.3], np.float32)  # two numbers whose products with w are rounded
+
+    def gradient(dtype):
+        tensor, constant = (Tensor(a.astype(np.float32).astype(dtype), requires_grad=True) for a in (x, w))
+        return grad(function(tensor, constant), [tensor], u.astype(dtype))[0]
+
+    assert abs(gradient(np.float32)[0] / gradient(np.float64)[0] - 1) > 5 * gradcheck.ENTRY_TOLERANCE
+
+
 def test_check_passes_no_gradient_that_is_not_a_number():
     @op
     def broken(x):
@@ -317,15 +356,32 @@ def test_gradient_table_has_a_row_per_dtype_and_an_exit_status(monkeypatch, caps
     case = gradient_table.Case(function, {"x": Tensor(np.linspace(1, 2, 5), requires_grad=True)})
     monkeypatch.setattr(gradient_table, "CASES", {"the case": lambda device: case})
     assert gradient_table.main(["--backend", "cpu"]) == status
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the case")]
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("the case")]
     assert any("FAILED" in line for line in lines) == bool(status)
-    assert status or [line.split()[2:5] for line in lines] == [["x", "float64", "cpu"], ["x", "float32", "cpu"]]
+    assert status or [line.split()[2:4] for line in lines] == [["x", "float64"], ["x", "float32"]]
+    assert ("1 FAILED" in out.splitlines()[-1]) == bool(status) and max(map(len, out.splitlines())) <= 80
+
+
+def test_gradient_table_ends_with_counts_the_worst_and_what_replaced_means(monkeypatch, capsys):
+    x = np.linspace(1, 2, 5)
+    x[2] = gradcheck.EPS
+    case = gradient_table.Case(relu_with_pattern, {"x": Tensor(x, requires_grad=True)})
+    monkeypatch.setattr(gradient_table, "CASES", {"the case": lambda device: case})
+    assert gradient_table.main(["--backend", "cpu", "--backend", IN_NUMPY]) == 0
+    out = capsys.readouterr().out
+    for backend, computed in (("cpu", cpu.convolutions()), (IN_NUMPY, "numpy")):
+        assert f"\n{backend} ({computed})\n" in out
+        assert re.search(rf"\n{backend}: 2 gradients of 1 cases, 0 FAILED, \d+ s\n", out)
+    assert len(re.findall(r"\n  worst in float64 \S+e-\d\d of 1e-06 allowed: the case, x\n", out)) == 2
+    assert "\n  1 of 4 directions replaced\n" in out and out.splitlines()[-4].startswith("replaced: ")
+    assert out.splitlines()[-1] == "all ok"
 
 
 def test_gradient_table_names_a_backend_that_is_missing(monkeypatch, capsys):
     def absent(name):
         raise DeviceError("no such machine part")
 
-    monkeypatch.setattr(gradient_table, "open_device", absent)
+    monkeypatch.setattr(tests, "open_device", absent)
     assert gradient_table.main(["--backend", "cuda"]) == 0
     assert "cuda: skipped. no such machine part" in capsys.readouterr().out

@@ -182,7 +182,7 @@ def test_relu_keeps_nan(device, shape, dtype):
     y = ops.relu(x)
     y.backward(device.asarray(g))
     assert np.array_equal(host(y), np.maximum(values, 0), equal_nan=True)
-    assert np.array_equal(host(x.grad), np.where(values > 0, g, dtype(0)))
+    assert np.array_equal(host(x.grad), np.where(values <= 0, dtype(0), g))
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 4, 5), (1, 3, 1, 2), (0, 2, 3, 4), (4, 7), (2, 3, 5)], ids=str)
@@ -238,6 +238,8 @@ POOLS = [
     ((1, 2, 9, 9), 5),
     ((1, 1, 17, 33), 16),
     ((1, 2, 33, 70), 16),
+    ((40, 2, 4, 5), 2),  # blocks of images that overlap
+    ((31, 1, 3, 70), 2),  # more windows than are copied together
     ((0, 2, 4, 4), 2),
     ((10000, 1, 4, 5), 2),
 ]
@@ -370,8 +372,74 @@ def test_softmax_is_summed_in_class_order(device):
     z[0, 0] = z[1, 9] = 0
     p = host(ops.softmax(tensor(device, z, SINGLE)))
     assert p[0, 0] == 1 and p[1, 9] == SINGLE(1) / SINGLE(1 + 3 * 2**-23)
-    g, _ = device.functions.saliency_cotangent(device.asarray(z), device.asarray(np.array([0, 9])), 1.0, "plain")
-    assert host(g)[0, 0] == 0 and host(g)[1, 9] == SINGLE(1) / SINGLE(1 + 3 * 2**-23) - 1
+
+
+def test_saliency_cotangent_plain_is_summed_as_a_tree(device):
+    """exp(-17) is a third of a unit in the last place of 1: the 1 of class 0 meets one, which is lost, then two,
+    four and eight at once, which are not. Class order loses all fifteen."""
+    z = np.full((1, 16), -17, SINGLE)
+    z[0, 0] = 0
+    label = device.asarray(np.array([0]))
+    g, _ = device.functions.saliency_cotangent(device.asarray(z), label, 1.0, "plain")
+    small, total = np.exp(np.float64(-17)), SINGLE(1)
+    for together in (1, 2, 4, 8):
+        total = SINGLE(total + SINGLE(together * small))
+    assert total > 1 and host(g)[0, 0] == SINGLE(1) / total - 1
+    assert host(ops.softmax(tensor(device, z, SINGLE)))[0, 0] == 1
+
+
+def exponentials(device, u):
+    """The device's own exp of each number, to the last bit: of two classes with gradients 0 and -1 the first has
+    0 - exp(l) (-1)."""
+    u = u.ravel()
+    g, l = (np.stack(columns, axis=1) for columns in ([0 * u, 0 * u - 1], [u, 0 * u]))  # noqa: E741
+    return host(device.functions.log_softmax_grad(device.asarray(g), device.asarray(l), 1.0))[:, 0]
+
+
+def plain_cotangent_oracle(e, label, T):
+    """(p - y) / T of one sample from its exponentials, an addition at a time: slot t of 16 takes the classes t, t + 16,
+    t + 32, ... in order; then slot t takes t + 8, t + 4, t + 2, t + 1."""
+    real = e.dtype.type
+    slots = [real(0)] * 16
+    for k, value in enumerate(e):
+        slots[k % 16] = real(slots[k % 16] + value)
+    for half in (8, 4, 2, 1):
+        for t in range(half):
+            slots[t] = real(slots[t] + slots[t + half])
+    return [real(real(real(value / slots[0]) - real(k == label)) / real(T)) for k, value in enumerate(e)]
+
+
+@both_dtypes
+@pytest.mark.parametrize("T", [1, 20])
+@pytest.mark.parametrize("K", [1, 2, 9, 10, 16, 17, 40])
+def test_saliency_cotangent_plain_has_the_bits_of_the_author(device, K, T, dtype):
+    """T divides before the exponential. Class order gives other bits, where there are enough classes to tell."""
+    z = np.random.default_rng(K).normal(0, 3 * T, (100, K)).astype(dtype)
+    labels = z.argmax(axis=1)
+    g, log10_scale = device.functions.saliency_cotangent(device.asarray(z), device.asarray(labels), T, "plain")
+    e = exponentials(device, (z - z.max(axis=1, keepdims=True)) / dtype(T)).reshape(z.shape)
+    expected = np.array([plain_cotangent_oracle(*sample, T) for sample in zip(e, labels, strict=True)])
+    assert expected.dtype == dtype and np.array_equal(host(g), expected) and not host(log10_scale).any()
+    in_class_order = host(device.functions.softmax(device.asarray(z), T))
+    in_class_order[np.arange(100), labels] -= 1
+    assert (in_class_order / dtype(T) != expected).any() == (K > 2)
+
+
+@both_dtypes
+@pytest.mark.parametrize("K", [1, 2, 9, 10, 16, 17, 40])
+def test_saliency_cotangent_plain_has_the_same_bits_on_every_backend(device, K, dtype):
+    """Of numbers whose exponentials are the same there: exp itself may round otherwise in the last bit."""
+    cpu, rng = backend.get("cpu"), np.random.default_rng(K)
+    u = np.unique(-rng.exponential(3, 4000).astype(dtype))
+    alike = u[exponentials(cpu, u) == exponentials(device, u)]
+    assert len(alike) > len(u) / 2
+    z = rng.choice(alike, (100, K))
+    z[:, K // 2] = 0
+    labels = np.arange(100) % K
+    g, on_cpu = (
+        host(d.functions.saliency_cotangent(d.asarray(z), d.asarray(labels), 1.0, "plain")[0]) for d in (device, cpu)
+    )
+    assert np.array_equal(g, on_cpu)
 
 
 @pytest.mark.usefixtures("forty_digits")
@@ -712,6 +780,23 @@ def test_conv2d_and_dense_with_relu_have_gradient_0_where_they_are_0(device):
     x, w, b.grad = tensor(device, np.ones((1, 1))), tensor(device, np.ones((1, 4))), None
     ops.dense(x, w, b, relu=True).backward(device.asarray(g.reshape(1, 4)))
     assert [host(a.grad).ravel().tolist() for a in (x, w, b)] == [[3], [0, 0, 0, 3], [0, 0, 0, 3]]
+
+
+def test_conv2d_and_dense_with_relu_and_dropout_pass_the_gradient_where_they_are_nan(device):
+    """As in PyTorch: what a NaN came from is not left as it is."""
+    g, bias = np.array([5.0, 7.0, 11.0]), np.array([np.nan, -2.0, 1.0])
+    x, w, b = (tensor(device, np.ones(s)) for s in ((1, 1, 1, 1), (3, 1, 1, 1), (3,)))
+    b.data = device.asarray(bias)
+    ops.conv2d(x, w, b, relu=True).backward(device.asarray(g.reshape(1, 3, 1, 1)))
+    assert [host(a.grad).ravel().tolist() for a in (x, w, b)] == [[16], [5, 0, 11], [5, 0, 11]]
+    x, w, b.grad = tensor(device, np.ones((1, 1))), tensor(device, np.ones((1, 3))), None
+    ops.dense(x, w, b, relu=True).backward(device.asarray(g.reshape(1, 3)))
+    assert [host(a.grad).ravel().tolist() for a in (x, w, b)] == [[16], [5, 0, 11], [5, 0, 11]]
+    x = tensor(device, np.full(64, np.nan))
+    y = ops.dropout(x, rate=0.5, seed=0, layer=0, step=0)
+    y.backward(device.asarray(np.ones(64)))
+    kept = np.isnan(host(y))
+    assert 16 < kept.sum() < 48 and np.array_equal(host(x.grad), 2.0 * kept)
 
 
 @pytest.mark.parametrize("place", [(1, 2), (0, 3), (0, 1, 2, 3)], ids=str)

@@ -17,10 +17,11 @@ hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis: pip ins
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from minicnn import cpu, ops  # noqa: E402
+from minicnn import ops  # noqa: E402
 from minicnn.autograd import Tensor  # noqa: E402
-from minicnn.backend import DeviceError, to_host  # noqa: E402
-from tests import DEVICES, open_device  # noqa: E402
+from minicnn.backend import to_host  # noqa: E402
+from tests import DEVICES, IN_NUMPY  # noqa: E402
+from tests.conftest import opened_or_skipped  # noqa: E402
 from tests.test_ops import conv2d_oracle  # noqa: E402
 
 try:
@@ -41,18 +42,10 @@ shapes = st.lists(sizes, min_size=0, max_size=4).map(tuple)
 seeds = st.integers(0, 2**32 - 1)
 
 
-@pytest.fixture(params=[*DEVICES, "cpu in NumPy"])
-def device(request, monkeypatch):
-    """Every backend, and the CPU's without a C compiler."""
-    monkeypatch.setenv("MINICNN_CONV", "numpy" if request.param == "cpu in NumPy" else "")
-    cpu._kernels.cache_clear()
-    try:
-        yield open_device(request.param.removesuffix(" in NumPy"))
-    except DeviceError as error:
-        pytest.skip(str(error))
-    finally:
-        monkeypatch.undo()
-        cpu._kernels.cache_clear()
+@pytest.fixture(params=[*DEVICES, IN_NUMPY])
+def device(request):
+    """Every backend, and the CPU's as it is without a C compiler."""
+    yield from opened_or_skipped(request.param)
 
 
 class Laid:
@@ -352,14 +345,9 @@ def test_tensor_matmul(device):
 
 @needs_torch
 def test_relu(device):
-    """Of NaN it is NaN and has the gradient 0."""
-
     @examples(device)
     def on_example(draw):
-        def theirs(a):
-            return torch.where(a > 0, a, torch.where(a.isnan(), math.nan, 0.0).to(a))
-
-        compare(device, draw, ops.relu, theirs, [drawn(draw, draw(shapes), draw(dtypes))])
+        compare(device, draw, ops.relu, torch.relu, [drawn(draw, draw(shapes), draw(dtypes))])
 
 
 def convolution(draw):

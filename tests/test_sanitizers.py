@@ -3,12 +3,20 @@
 A report ends the process, so that each launch is one: python -m tests.test_sanitizers LAUNCH.
 """
 
+import functools
+import os
 import re
+import shutil
 import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from minicnn import compiled, cpu, kernels_c
 from tests import sanitize
 from tests.cuda_on_cpu import emulator
 from tests.cuda_on_cpu.device import xp
@@ -52,8 +60,100 @@ def launch_after_a_deadlock():
         launch_right_kernels()
 
 
+def in_threads_of_their_own(job, array, work=None):
+    """Two blocks of rows, a thread each whatever the machine has, as threads.over_rows where there is much work."""
+    middle, results, ready = len(array) // 2, [None, None], threading.Barrier(2)
+
+    def run(block, first, last):
+        ready.wait()
+        results[block] = job(first, last)
+
+    blocks = [
+        threading.Thread(target=run, args=(0, 0, middle)),
+        threading.Thread(target=run, args=(1, middle, len(array))),
+    ]
+    for block in blocks:
+        block.start()
+    for block in blocks:
+        block.join()
+    return results
+
+
+def launch_c_kernels(defect=None):
+    """Every function of the C files, in float and double, from a copy of the sources with one defect or none. A race is
+    given more than one chance: the interpreter's lock hides it where one thread is done before the other begins."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "kernels"
+        shutil.copytree(compiled.kernel_folder(), folder)
+        if defect:
+            source = folder / defect.file
+            assert defect.right in source.read_text()
+            source.write_text(source.read_text().replace(defect.right, defect.wrong))
+            os.environ["CC"] = os.environ["CC"].replace(",undefined", "")  # it compiles in half the time without
+        compiled.kernel_folder, kernels_c.over_rows = lambda: folder, in_threads_of_their_own
+        os.environ |= {"MINICNN_CACHE": temporary, "MINICNN_CONV": "compiled"}
+        cpu._kernels.cache_clear()
+        for dtype in (np.float32, np.float64) * (10 if defect and defect.sanitizer == "thread" else 1):
+            for images, channels, filters, size, offset in ((3, 2, 3, (7, 6), (1, 1)), (137, 5, 9, (9, 8), (0, 0))):
+                _convolve_and_pool(dtype, images, channels, filters, size, offset)
+            x, w, b = np.ones((5, 9), dtype), np.ones((9, 11), dtype), np.ones(11, dtype)
+            y = cpu.dense(x, w, b, True)
+            cpu.dense_input_grad(y, w), cpu.dense_weight_grad(x, y), cpu.dropout(x, 0.5, 1, 2, 3)
+            cpu.nesterov_step(w, w.copy(), w.copy(), 0.1, 0.5, 0.01)
+
+
+def _convolve_and_pool(dtype, images, channels, filters, size, offset):
+    x, w = np.ones((images, channels, *size), dtype), np.ones((filters, channels, 3, 3), dtype)
+    size_out = tuple(s + 2 * o - 2 for s, o in zip(size, offset, strict=True))
+    y = cpu.conv2d(x, w, np.ones(filters, dtype), size_out, offset, True)
+    cpu.conv2d_input_grad(y, w, size, offset), cpu.conv2d_weight_grad(x, y, (3, 3), offset), cpu.relu_grad(y, y)
+    pooled, winner = cpu.max_pool2d(y, 2)
+    for ties in ("first", "all"):
+        cpu.max_pool2d_grad(pooled, y, pooled, winner, 2, ties)
+
+
+class Defect(NamedTuple):
+    """What is replaced in a C file; which sanitizer reports it, and how; slow: one like another here."""
+
+    file: str
+    right: str
+    wrong: str
+    sanitizer: str
+    report: str
+    slow: bool = False
+
+
+# A vector across the end of what is allocated is an unknown crash.
+OVERFLOW, RACE = "AddressSanitizer: (heap-buffer-overflow|unknown-crash)", "ThreadSanitizer: data race"
+C_DEFECTS = {
+    "a vector read beyond the copied rows": Defect(
+        "conv2d.c", "rows->pitch + VECTORS * LANES", "rows->pitch", "address", OVERFLOW
+    ),
+    "a row read below the image": Defect(
+        "conv2d.c", "s->H + s->top - p)", "s->H + s->top - p + 1)", "address", OVERFLOW, slow=True
+    ),
+    "whole vectors written to a short row": Defect(
+        "conv2d.c", "k < smaller(step, length)", "k < step", "address", OVERFLOW
+    ),
+    "too few zeros": Defect(
+        "conv2d.c", "zeros[CHUNK]", "zeros[CHUNK / 4]", "address", "AddressSanitizer: global-buffer-overflow", slow=True
+    ),
+    "a block beyond the windows": Defect(
+        "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW, slow=True
+    ),
+    "a row of the next thread": Defect("conv2d.c", "p < last;", "p <= last && p < s->P;", "thread", RACE),
+    "scratch that all threads share": Defect(
+        "conv2d.c", "const REAL *lines[s->kh + 1]", "static const REAL *lines[16]", "thread", RACE
+    ),
+    "a row of windows of the next thread": Defect(
+        "max_pool2d.c", "p < last;", "p < last + (first == 0);", "thread", RACE, slow=True
+    ),
+}
+
+
 LAUNCHES = {
     "right kernels": launch_right_kernels,
+    "right C kernels": launch_c_kernels,
     "after a deadlock": launch_after_a_deadlock,
     "static overrun": lambda: planted("static_overrun")((1,), (64,), (floats(64), ONE_BEYOND)),
     "static overrun by pointer": lambda: planted("static_overrun_by_pointer")((1,), (64,), (floats(64), ONE_BEYOND)),
@@ -63,7 +163,7 @@ LAUNCHES = {
     "no syncthreads": lambda: planted("reverse", WITHOUT_BARRIER)((1,), (64,), (floats(64), floats(64))),
     "no syncwarp": lambda: planted("reverse_warp", WITHOUT_BARRIER)((1,), (32,), (floats(32), floats(32))),
     "shuffle for a barrier": lambda: planted("shuffle_is_no_barrier")((1,), (32,), (floats(32), floats(32))),
-}
+} | {name: functools.partial(launch_c_kernels, defect) for name, defect in C_DEFECTS.items()}
 
 
 def launched(sanitizer, launch):
@@ -75,7 +175,7 @@ needs_sanitizers = pytest.mark.skipif(sanitize.missing() is not None, reason=str
 
 
 @needs_sanitizers
-@pytest.mark.parametrize("launch", ["right kernels", "after a deadlock"])
+@pytest.mark.parametrize("launch", ["right kernels", "after a deadlock", "right C kernels"])
 @pytest.mark.parametrize("sanitizer", sanitize.LIBRARIES)
 def test_sanitizer_finds_nothing_in_right_kernels(sanitizer, launch):
     process = launched(sanitizer, launch)
@@ -102,6 +202,18 @@ def test_sanitizer_reports_a_planted_defect_with_its_file(sanitizer, launch, rep
     assert process.returncode != 0
     assert report in process.stderr, process.stderr
     assert re.search(r"[\s']planted\.cu:\d+", process.stderr)
+
+
+@needs_sanitizers
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if defect.slow else name for name, defect in C_DEFECTS.items()]
+)
+def test_sanitizer_reports_a_defect_planted_in_the_c_files(name):
+    defect = C_DEFECTS[name]
+    process = launched(defect.sanitizer, name)
+    assert process.returncode != 0
+    assert re.search(defect.report, process.stderr), process.stderr
+    assert re.search(rf"[\s/]{re.escape(defect.file)}:\d+", process.stderr), process.stderr
 
 
 def test_sanitize_files_exist():

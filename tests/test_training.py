@@ -22,7 +22,7 @@ from minicnn.autograd import Tensor
 from minicnn.backend import to_host
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
 from minicnn.ops import cross_entropy
-from minicnn.training import Recipe, TrainingError, correct, distilled_labels, evaluate, fit, predict
+from minicnn.training import LearningError, Recipe, TrainingError, correct, distilled_labels, evaluate, fit, predict
 from minicnn.weights import WeightsError, load_npz, save_npz, save_weights
 from tests.conftest import dense_network, small_cnn
 
@@ -214,7 +214,7 @@ def test_fit_that_diverges(device, tmp_path, learning_rate):
     checkpoint = tmp_path / "checkpoint.npz"
     recipe = dataclasses.replace(RECIPE, learning_rate=learning_rate)
     found = r"^training diverged in epoch \d, step \d: mean loss (\S+); a learning rate below (\S+) may help$"
-    with pytest.raises(TrainingError, match=found) as error:
+    with pytest.raises(LearningError, match=found) as error:
         fit(small_cnn().to(device.name), images, labels, recipe, checkpoint=checkpoint)
     loss, rate = (float(number) for number in re.match(found, str(error.value)).groups())
     assert rate == learning_rate and (loss > 1000 if learning_rate == 1e6 else np.isnan(loss))
@@ -279,7 +279,7 @@ def test_fit_says_that_nothing_can_be_learnt_at_a_temperature(device, T, message
 def test_fit_that_diverges_at_a_small_temperature_advises_a_larger_one():
     images, labels = samples(16)
     recipe = dataclasses.replace(RECIPE, temperature=0.05, learning_rate=1e3)
-    with pytest.raises(TrainingError, match="a learning rate below 1000 or a larger temperature may help$"):
+    with pytest.raises(LearningError, match="a learning rate below 1000 or a larger temperature may help$"):
         fit(small_cnn(), images, labels, recipe)
 
 
@@ -378,6 +378,13 @@ def test_predict_in_chunks(dtype):
     np.testing.assert_allclose(predict(network, x, chunk=3), whole, rtol=1e-5)
     assert predict(network, x[:0]).shape == (0, 3)
     assert all(p.grad is None for p in network.parameters().values())
+
+
+@pytest.mark.parametrize("function", [predict, partial(correct, labels=samples(3)[1])], ids=["predict", "correct"])
+@pytest.mark.parametrize("chunk", [0, -1, 1.5])
+def test_predict_refuses_a_chunk_of_no_images(function, chunk):
+    with pytest.raises(ValueError, match=f"^chunk must be an integer of at least 1, got {chunk}$"):
+        function(small_cnn(), samples(3)[0], chunk=chunk)
 
 
 def test_predict_with_dropout_takes_another_mask_for_every_chunk():

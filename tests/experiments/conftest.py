@@ -12,14 +12,23 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from experiments import common, masking
+from minicnn import cpu, data
+from minicnn.layers import Sequential
+from minicnn.paper import attacks
 from minicnn.paper.networks import LAST_LAYER, paper_cnn
-from minicnn.weights import save_weights
+from minicnn.training import predict
+from minicnn.weights import get_weights, save_weights, set_weights
+from tests.experiments.pictures import faults
 
 TRAIN = ("train", "--epochs", "3", "--batch", "100", "--seed", "7", "--validation", "100")
 TRAINED = "standard-seed7-batch100"  # what the files of that command are called
 ROOT = Path(__file__).parents[2]
+IMAGES = 6  # in `dataset`
+cpu.convolutions()  # compiled now, where this machine has not done it: the first command would say so
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -72,6 +81,18 @@ def read_json(path):
 
 
 @pytest.fixture(autouse=True)
+def no_faulty_picture(monkeypatch):
+    """Whatever a test has drawn can be read."""
+    save = common.save_figure
+
+    def save_and_look(path, fig):
+        save(path, fig)
+        assert faults(fig) == [], path
+
+    monkeypatch.setattr(common, "save_figure", save_and_look)
+
+
+@pytest.fixture(autouse=True)
 def no_data_folder(monkeypatch):
     """Digits need no files; a test with MNIST names its folder."""
     monkeypatch.delenv("MINICNN_DATA", raising=False)
@@ -112,3 +133,46 @@ def read_only(tmp_path):
     """A folder on a read-only file system, where root too cannot write."""
     with mounted(tmp_path / "read-only", "ro") as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="session")
+def base(digits):
+    """A network of random features: its last layer alone is fitted, and scaled so that the label's logit is typically 1
+    above the next. Multiplied by 1,000 it is so saturated that plain float32 sees nothing of its gradient."""
+    network = paper_cnn(seed=0, ties="all")
+    features = Sequential(**{name: layer for name, layer in network.layers.items() if name != LAST_LAYER})
+    x = predict(features, digits.train_images[:500]).astype(np.float64)
+    y = np.eye(10)[digits.train_labels[:500]]
+    weights = np.linalg.solve(x.T @ x + 1e-3 * np.trace(x.T @ x) / len(x.T) * np.eye(len(x.T)), x.T @ y)
+    gap = np.median(np.diff(np.sort(x @ weights, axis=1)[:, -2:]))
+    return set_weights(network, get_weights(network) | {f"{LAST_LAYER}_W": weights / gap})
+
+
+@pytest.fixture(scope="session")
+def dataset(base, digits):
+    """Digits: few to train on; to test on, the first that the network is right about by a gap of more than a half."""
+    logits = predict(base, digits.test_images[:60])
+    gap = np.diff(np.sort(logits, axis=1)[:, -2:])[:, 0]
+    chosen = np.flatnonzero((logits.argmax(axis=1) == digits.test_labels[:60]) & (gap > 0.5))[:IMAGES]
+    return digits._replace(
+        train_images=digits.train_images[:64],
+        train_labels=digits.train_labels[:64],
+        test_images=digits.test_images[chosen],
+        test_labels=digits.test_labels[chosen],
+    )
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A function that makes a Study of settings for the attacks."""
+
+    def study(**setting):
+        setting = attacks.Setting(**{"limit": 20} | setting)
+        return masking.Study(setting, trained_T=20.0, seed=0, count=None, store=common.Store(tmp_path / "parts"))
+
+    return study

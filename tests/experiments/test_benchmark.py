@@ -1,5 +1,6 @@
 """The benchmark runs and writes what it promises; how fast is no matter of a test."""
 
+import re
 import sys
 
 import numpy as np
@@ -9,9 +10,10 @@ from experiments import benchmark
 from minicnn import cpu, predict
 from minicnn.paper import attacks
 from minicnn.paper.networks import paper_cnn
-from tests.experiments.conftest import assert_mistake, read_json, run
+from tests.experiments.conftest import PNG, assert_mistake, read_json, run
 
 TASKS = ("train_step", "forward", "saliency")
+SCALING = ("--scaling", "--batches", 1, 3, "--counts", 1, 2, "--attacks", "--images", 2, 1, 2, 1, "--limit", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,8 @@ def test_benchmark_alone_writes_seconds_and_no_ratio(tmp_path):
 def test_benchmark_against_torch_writes_ratios_and_attacks(untrained, tmp_path):
     torch = pytest.importorskip("torch")
     weights = ("--weights", untrained / "standard.npz")
-    results = measured(tmp_path, "--against", "torch", *weights, "--attacks", "--images", 2, 1, 2, 1, "--limit", 1)
+    results = measured(tmp_path, "--against", "torch", *weights, *SCALING)
+    assert_scaling(results, {"minicnn", "default", "channels_last"}, [1])
     assert results["versions"]["torch"] == torch.__version__
     for task in TASKS:
         seconds = {side: times["median"] for side, times in results["seconds"][task].items()}
@@ -62,7 +65,68 @@ def test_benchmark_against_torch_writes_ratios_and_attacks(untrained, tmp_path):
         ("4", 1, 1),
     ]
     for figures in results["attacks"].values():
-        assert figures["ratio"] == pytest.approx(figures["torch"] / figures["minicnn"])
+        better = max(figures["default"], figures["channels_last"])
+        assert figures["ratio"] == pytest.approx(better / figures["minicnn"])
+
+
+@pytest.fixture(scope="module")
+def scaled(untrained, tmp_path_factory):
+    """The folder of a command that measured cost against work by one and two threads, whose picture could not be
+    written; what it said of that; and what the same command said after it."""
+
+    def unwritable(*_):
+        raise OSError("no picture")
+
+    folder, before = tmp_path_factory.mktemp("scaled"), cpu.threads()
+    command = ("benchmark", "--threads", 2, "--repeats", 1, *SCALING, "--weights", untrained / "standard.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.common.save_figure", unwritable)
+        failed = run(*command, "--out", folder)
+    results = read_json(folder / "benchmark.json")
+    again = run(*command, "--out", folder)
+    cpu.set_threads(before)
+    return folder, results, failed, again
+
+
+def test_benchmark_compares_the_step_with_its_floor(scaled):
+    """The floor by hand: multiply-adds an image of every layer, three times, the first layer's twice."""
+    convolutions = [26**2 * 9 * 32, 24**2 * 9 * 32 * 32, 10**2 * 9 * 32 * 64, 8**2 * 9 * 64 * 64]
+    layers = [*convolutions, 1024 * 200, 200 * 200, 200 * 10]
+    found, step = scaled[1]["floor"], scaled[1]["seconds"]["train_step"]["minicnn"]["median"]
+    assert found["operations"] == 2 * 128 * (3 * sum(layers) - layers[0]) == benchmark.products(128)
+    assert found["seconds"] == pytest.approx(found["operations"] / found["sgemm_per_second"])
+    assert found["ratio"] == pytest.approx(step / found["seconds"])
+
+
+def assert_scaling(results, sides, threads):
+    rows = results["scaling"]
+    assert [(row["threads"], row["batch"]) for row in rows] == [(count, batch) for count in threads for batch in (1, 3)]
+    for row in rows:
+        assert row["seconds"].keys() == set(TASKS) and all(of.keys() == sides for of in row["seconds"].values())
+    attacked = [(row["algorithm"], row["images"]) for row in results["attack_scaling"]]
+    assert attacked == [(algorithm, count) for algorithm in "123" for count in (1, 2)]
+    for row in results["attack_scaling"]:
+        assert row.keys() == {"algorithm", "images", "limit"} | sides | ({"ratio"} if len(sides) > 1 else set())
+
+
+def test_benchmark_measures_cost_against_work_and_draws_it(scaled):
+    folder, results, _, again = scaled
+    assert_scaling(results, {"minicnn"}, [1, 2])
+    assert again[0] == 0 and (folder / "benchmark.png").read_bytes().startswith(PNG)
+
+
+def test_benchmark_measures_nothing_twice_and_loses_nothing_to_a_picture(scaled):
+    folder, before, failed, again = scaled
+    assert (failed[0], failed[2]) == (2, "error: no picture\n") and (again[0], again[2]) == (0, "")
+    after, timed = read_json(folder / "benchmark.json"), ("seconds", "compile_seconds", "floor", "scaling", "attacks")
+    assert {name: before[name] for name in timed} == {name: after[name] for name in timed}
+
+
+def test_benchmark_says_what_it_found_in_80_columns(scaled):
+    folder, _, _, (_, out, _) = scaled
+    assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 80
+    assert re.search(r"7\.6 GFLOP, take .* ms at sgemm's\n\d+ GFLOP/s: the step takes \S+ times its floor\n", out)
+    assert cpu.convolutions() != "compiled" or re.search(r"\nthe C kernels are compiled in \S+ s, once on a", out)
 
 
 @pytest.mark.parametrize("algorithm", ["1", "2", "3", "4"])
@@ -110,4 +174,5 @@ def test_benchmark_without_torch_is_one_clear_error(tmp_path, monkeypatch):
 def test_benchmark_says_mistakes_before_it_measures(untrained, tmp_path):
     arguments = ["benchmark", "--images", 1, 1, 1, 1, "--weights", untrained / "standard.npz", "--out", tmp_path]
     assert_mistake(arguments, "add --attacks")
+    assert_mistake(["benchmark", "--scaling", "--device", "cuda", "--out", tmp_path], "leave out --device cuda")
     assert_mistake(["benchmark", "--attacks", "--weights", tmp_path / "none.npz", "--out", tmp_path], "no such weight")

@@ -17,11 +17,17 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "__m
 OPTIONS = {
     "train": "--network --epochs --batch --validation --temperature --teacher-dropout --no-graph",
     "attack": "--network --weights --algorithm --arithmetic --images --limit --maximum --skip-unchanged --prefer "
-    "--ties --attack-temperature --denominator --other",
+    "--ties --attack-temperature --denominator --other --show",
+    "adversarial_samples": "--networks --images --first --limit --ties",
     "saliency_maps": "--network --weights --index --arithmetic --images --ties --attack-temperature",
-    "proof1": "--network --weights --images --ties",
+    "proof1": "--network --weights --images --ties --symbolic",
     "reproduce": "--epochs --seeds --refreshed --trained --masking --denominator",
-    "benchmark": "--against --threads --repeats --attacks --images --limit --ties --epochs",
+    "benchmark": "--against --threads --repeats --attacks --images --limit --scaling --batches --counts --ties "
+    "--epochs",
+    "sweep": "--temperatures --seeds --epochs --batch --validation --scheduler --workers --images --limit --ties",
+    "author_networks": "--clone",
+    "replay": "--plain",
+    "explore": "--trained --ties",
 }
 
 
@@ -154,7 +160,7 @@ def test_json_into_a_pipe(untrained, tmp_path):
 
 def test_results_are_told_as_missing_where_a_library_is(tmp_path, monkeypatch):
     """Before the work that its pictures are for."""
-    for library in ("matplotlib.figure", "tqdm"):
+    for library in ("matplotlib.figure", "tqdm", "scipy", "statsmodels"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, library, None)
             assert_mistake(["train", "--out", tmp_path / "out"], library, "pip install -e '.[experiments]'")
@@ -175,6 +181,10 @@ TRAINED_BEFORE = ROOT / "experiments" / "results" / "mnist"
 SMALL = {  # the smallest command of each experiment, and its results
     "train": ("--epochs 1 --batch 500", "train_standard-batch500.json"),
     "attack": (f"--weights {TRAINED_BEFORE}/standard.npz --images 4 --limit 1", "attack_standard_1_scaled.json"),
+    "adversarial_samples": (
+        f"--networks {TRAINED_BEFORE}/standard.npz --images 2 --limit 1",
+        "adversarial_samples.json",
+    ),
     "saliency_maps": (
         f"--weights {TRAINED_BEFORE}/standard.npz --images 2 --limit 1",
         "saliency_maps_standard_plain.json",
@@ -186,7 +196,12 @@ SMALL = {  # the smallest command of each experiment, and its results
     ),
     "reproduce": (f"--trained {TRAINED_BEFORE} --images 2 --limit 1 --refreshed 0", "results.json"),
     "benchmark": ("--threads 1 --repeats 1", "benchmark.json"),
+    "sweep": ("--temperatures 2 --seeds 1 --epochs 1 --batch 500 --images 4 --limit 1 --workers 1", "sweep.json"),
+    "author_networks": ("--clone .", "author_networks.json"),
+    "replay": ("--plain", "replay.json"),
+    "explore": (f"--trained {TRAINED_BEFORE}", "explore.json"),
 }
+OF_THE_AUTHOR = ("author_networks", "replay")  # which need his files
 
 
 def close(*descriptors):
@@ -247,7 +262,7 @@ def test_results_outlive_trouble_with_the_output(tmp_path, trouble):
 
 @needs_a_full_device
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", [name for name in SMALL if name != "attack"])
+@pytest.mark.parametrize("experiment", [name for name in SMALL if name not in ("attack", *OF_THE_AUTHOR)])
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_results_outlive_trouble_with_the_output_in_every_experiment(tmp_path, trouble, experiment):
     assert_loses_nothing(experiment, trouble, tmp_path)

@@ -1,6 +1,7 @@
 """Commands that are killed, stopped, started twice, or run out of disk: no results are lost, none are wrong."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+from experiments import command
 from minicnn import cpu
 from tests.experiments.conftest import ROOT, assert_mistake, mounted, read_json, run, start, succeed
 
@@ -122,7 +124,7 @@ def test_command_stopped_promises_only_what_it_keeps(untrained, tmp_path, monkey
     options = small.get(experiment, ("--images", 2, "--limit", 1, "--weights", untrained / "standard.npz"))
     code, _, err = run(experiment, *options, "--out", tmp_path)
     kept = "; what is computed is kept: the same command goes on from there"
-    assert (code, err) == (130, f"\nstopped{kept if experiment == 'attack' else ''}\n")
+    assert (code, err) == (130, f"\nstopped{'' if experiment == 'proof1' else kept}\n")
 
 
 def test_two_commands_in_one_folder(untrained, tmp_path):
@@ -178,6 +180,32 @@ def test_folder_that_is_read_only_serves_networks(untrained, tmp_path, read_only
     subprocess.run(["mount", "-o", "remount,ro", str(read_only)], check=True)
     succeed(*command, "--weights", read_only / "standard.npz", "--out", tmp_path / "out")
     assert_mistake((*command, "--out", read_only), read_only, "Read-only file system")
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")  # filelock's own note, of ENOSYS
+@pytest.mark.parametrize("number", command.NO_LOCKS)
+def test_folder_without_locks_is_used_with_a_note(tmp_path, monkeypatch, capsys, number):
+    """As NFS may be, or a folder shared with a virtual machine."""
+
+    def no_flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_flock)
+    with command._alone(tmp_path):
+        (tmp_path / "result").write_text("here")
+    assert number == errno.ENOSYS or f"{tmp_path} is on a file system without locks" in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_locked_is_an_error(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fcntl.flock", broken)
+    refused = pytest.raises(
+        command.UsageError, match=r"^cannot lock .*lock \(Input/output error\): choose another --out$"
+    )
+    with refused, command._alone(tmp_path):
+        pass
 
 
 def test_lock_is_not_kept_by_a_killed_command(untrained, tmp_path):
