@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.report import Table
 from minicnn.paper.statistics import (
     Comparison,
     Pairs,
@@ -46,8 +47,8 @@ class Results(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What comes of a claim, as text; author_runs: what the author's own runs gave; author: what his networks give
-    here."""
+    """What comes of a claim, as text, "" where there is nothing; author_runs: what the author's own runs gave; author:
+    what his networks give here."""
 
     claim: str
     paper: str
@@ -58,7 +59,7 @@ class Row(NamedTuple):
     verdict: str
 
 
-COLUMNS = ("claim", "paper", "author's runs", "author's networks", "plain, as the author computed", "scaled", "verdict")
+COLUMNS = ("claim", "paper", "author's runs", "author's networks", "plain", "scaled", "verdict")
 
 
 class Measured(NamedTuple):
@@ -217,18 +218,25 @@ def factor_cells(measured):
     return tuple(map(factor, measured.comparisons.values()))
 
 
-def factor_verdict(measured, trained_at):
+def robustness(measured, trained_at):
+    """What the comparisons of in_both say of robustness without underflow, and, with a colon before it, of what is seen
+    with it, where that is more."""
     plain, scaled = measured.comparisons.values()
     truth, underflow = {
-        1: (f"the {trained_at} network is the more robust one", "the rest was underflow"),
-        0: ("the difference between the networks is not significant", "the robustness was underflow"),
-        -1: (f"the {trained_at} network is the weaker one", "the robustness was underflow"),
+        1: (f"the {trained_at} network is the more robust one", ": the rest was underflow"),
+        0: ("the difference between the networks is not significant", ": the robustness was underflow"),
+        -1: (f"the {trained_at} network is the weaker one", ": the robustness was underflow"),
     }[scaled.order]
     masked = plain.order > 0 and scaled.factor[1][1] < plain.factor[1][0]
+    return truth, underflow * masked
+
+
+def factor_verdict(measured, trained_at):
+    plain, scaled = measured.comparisons.values()
+    truth, underflow = robustness(measured, trained_at)
     return (
         f"{of_networks(scaled)}: the paper's factor of {FACTOR} is {against(FACTOR, plain.factor[1])} what plain "
-        f"arithmetic gives {grounds(plain)}; without underflow {truth} {grounds(scaled)}"
-        f"{f': {underflow}' * masked}."
+        f"arithmetic gives {grounds(plain)}; without underflow {truth} {grounds(scaled)}{underflow}."
     )
 
 
@@ -366,7 +374,7 @@ def figures_cells(measured):
 
 
 def figures_verdict(measured, trained_at):
-    return "Drawn from this run: the figures below."
+    return "Drawn from this run."
 
 
 # What the author's runs gave is in the history of his repository, github.com/songhobby/CNN, up to commit 77e07afd: logs
@@ -446,6 +454,11 @@ def comparisons(measured):
     }
 
 
+def as_table(rows):
+    """Rows as a Table for a report."""
+    return Table([dict(zip(COLUMNS, row, strict=True)) for row in rows], cards=True)
+
+
 def rows(results, measured):
     """The Row of every claim, from what measure(results) has found."""
     return [_row(claim, results, found) for claim, found in zip(CLAIMS, measured, strict=True)]
@@ -453,9 +466,9 @@ def rows(results, measured):
 
 def _row(claim, results, measured):
     if isinstance(measured, Missing):
-        return Row(*claim[:3], *3 * (measured.reason,), f"Not judged: it {measured.reason}.")
+        return Row(*claim[:3], *3 * ("",), f"Not judged: it {measured.reason}.")
     if isinstance(results.author, Missing):
-        author = results.author.reason
+        author = ""
     elif claim.author:
         author = claim.author
     else:

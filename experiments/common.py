@@ -17,6 +17,7 @@ import os
 import platform
 import shlex
 import sys
+import textwrap
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,6 +48,8 @@ def _from_here(path):
 
 RESULTS = _from_here(Path(__file__).resolve().parent / "results")
 PIXELS = 28 * 28  # of an image of either data set
+NARROWEST = 3.2  # inches, of a picture
+CHARACTERS_AN_INCH = 11  # of a picture's title
 
 # The paper's protocol ("Training parameters") is that of MNIST. The 1,500 digits need smaller batches, and the full
 # rate for the distilled network too: at half of it, it is still at chance after 25 epochs of 46 steps.
@@ -567,6 +570,19 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
     return attacks.AttackResult(**joined)
 
 
+def in_parts(store, label, network, sample, key, compute, part):
+    """What compute(images, labels), a dict of arrays over them, gives for a sample, which the store keeps `part` images
+    at a time. label: what the progress is called; key: what the result depends on beside network and sample."""
+    images, labels = sample
+    key, progress, parts = network_key(network) | key, Progress(label, len(images)), []
+    for start in range(0, len(images), part):
+        x, y = images[start : start + part], labels[start : start + part]
+        parts.append(store.get(key | {"images": digest(x, y)}, lambda x=x, y=y: compute(x, y)))
+        progress(start + len(x))
+    progress.close()
+    return {name: np.concatenate([found[name] for found in parts]) for name in parts[0]}
+
+
 def environment(options):
     """Versions, machine, seed and command, for a JSON of results."""
     versions = {"python": platform.python_version(), "numpy": np.__version__, "minicnn": minicnn.__version__}
@@ -635,39 +651,62 @@ def read_csv(path):
 
 
 def figure(rows=1, columns=1, width=4.0, height=3.0):
-    """A matplotlib figure on a light ground, for a file: (figure, array of axes)."""
+    """A matplotlib figure for a file, in the style of all pictures, which this process draws in from now on: (figure,
+    array of axes). width, height: of each of the axes, in inches."""
+    import matplotlib.style
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    matplotlib.style.use(Path(__file__).with_name("minicnn.mplstyle"))
+    fig = Figure(figsize=(max(NARROWEST, width * columns), height * rows))
     return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def head(fig, text):
+    """Set the title of a figure, in as many lines as its width asks for. text: any, without formulas."""
+    width = int(CHARACTERS_AN_INCH * fig.get_figwidth())
+    fig.suptitle("\n".join(textwrap.fill(line, width) for line in text.splitlines()), parse_math=False)
+
+
+def plain_numbers(axis, ticks=None):
+    """Make an axis (axes.xaxis or axes.yaxis) logarithmic, with numbers and no powers of ten at these ticks; without
+    any, at 1, 2, 5, 10, 20, ... What has no positive data then stays as it is."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
+    if not ticks and not math.isfinite(axis.get_minpos()):
+        return
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def save_figure(path, fig):
     """Write a figure as PNG, atomically."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=110)
+    fig.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
 
 
 def plot_history(path, name, T, *histories):
-    """Loss, accuracy and time of every epoch as a picture; histories: one of every seed."""
-    fig, ((loss, accuracy, seconds),) = figure(1, 3)
+    """Loss, error and time of every epoch as a picture; histories: one of every seed."""
+    fig, ((loss, error, seconds),) = figure(1, 3)
     for i, history in enumerate(histories):
         columns = {key: np.array([row[key] for row in history]) for key in history[0]}
         epochs, hidden = columns["epoch"], "_" * i  # a label that begins so is in no legend
-        loss.plot(epochs, columns["train_loss"], "C0", label=f"{hidden}training, T = {T:g}, dropout")
-        for kind, color in ("validation", "C1"), ("test", "C2"):
+        marked = {"markevery": max(1, len(epochs) // 8)}
+        loss.plot(epochs, columns["train_loss"], "C0-o", label=f"{hidden}training, T = {T:g}, dropout", **marked)
+        for kind, style in ("validation", "C1--s"), ("test", "C2-.^"):
             if f"{kind}_loss" in columns:
-                loss.plot(epochs, columns[f"{kind}_loss"], color, label=f"{hidden}{kind}, T = 1")
-                accuracy.plot(epochs, 100 * (1 - columns[f"{kind}_accuracy"]), color, label=f"{hidden}{kind}")
-        seconds.plot(epochs, columns["seconds"], "C0")
-    seconds.set_ylim(bottom=0)
-    for axes, title in (loss, "loss (nats)"), (accuracy, "error (%)"), (seconds, "seconds an epoch"):
+                loss.plot(epochs, columns[f"{kind}_loss"], style, label=f"{hidden}{kind}, loss at T = 1", **marked)
+                error.plot(epochs, 100 * (1 - columns[f"{kind}_accuracy"]), style, **marked)
+        seconds.plot(epochs, columns["seconds"], "C0-")
+    seconds.set_ylim(0, 1.05 * max(row["seconds"] for history in histories for row in history))
+    for axes, title in (loss, "loss (nats)"), (error, "error (%)"), (seconds, "seconds an epoch"):
         axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-    for axes in (loss, accuracy):
-        axes.set_yscale("log")
-        axes.legend(fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (loss, error):
+        plain_numbers(axes.yaxis)
+    fig.legend(loc="outside lower center", ncols=3)
     reached = ", ".join(f"{history[-1]['test_accuracy']:.2%} after {len(history)} epochs" for history in histories)
-    fig.suptitle(f"{name}: test accuracy {reached}")
+    head(fig, f"{name}: test accuracy {reached}")
     save_figure(path, fig)

@@ -4,20 +4,34 @@ import numpy as np
 
 from experiments import common
 
+MAP_COLOURS = "RdBu_r"
+BAR_COLOURS = {"plain": "#a50f15", "scaled": "#6baed6"}  # in all pictures plain is reddish, scaled is bluish
+SMALL = 8  # points, of the titles of images
+
 
 def show_image(axes, image, title=""):
     """Draw an image (H, W) in [0, 1], dark on light."""
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=8)
+    axes.imshow(image, vmin=0, vmax=1)
+    axes.set_title(title, fontsize=SMALL)
     axes.axis("off")
 
 
 def show_map(axes, saliency_map, title=""):
-    """Draw a saliency map (H, W): red raises the loss, blue lowers it; white is zero."""
+    """Draw a saliency map (H, W) in the colours of show_colours; the largest entry has the full one."""
     bound = float(np.abs(saliency_map).max()) or 1.0
-    axes.imshow(saliency_map, cmap="RdBu_r", vmin=-bound, vmax=bound)
-    axes.set_title(title, fontsize=8)
+    axes.imshow(saliency_map, cmap=MAP_COLOURS, vmin=-bound, vmax=bound)
+    axes.set_title(title, fontsize=SMALL)
     axes.axis("off")
+
+
+def show_colours(fig, axes):
+    """Say below the axes (an array) what the colours of their maps mean: a pixel that is raised does that."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = ScalarMappable(Normalize(-1, 1), MAP_COLOURS)
+    bar = fig.colorbar(scale, ax=axes, location="bottom", shrink=min(0.9, 4 / fig.get_figwidth()), aspect=40, pad=0.02)
+    bar.set_ticks([-0.8, 0, 0.8], labels=["lowers the loss", "0", "raises the loss"])
 
 
 def show_moves(axes, image, adversarial, title=""):
@@ -37,7 +51,7 @@ def draw_samples(path, images, labels, result, decisions, title):
         outcome = f"seen as {decisions[i]}" if result.succeeded[i] else "failed"
         show_image(top, images[i, 0], f"label {labels[i]}")
         show_moves(bottom, images[i, 0], result.adversarial[i, 0], f"{outcome}\n{result.moves[i]} moves")
-    fig.suptitle(title, fontsize=10)
+    common.head(fig, title)
     common.save_figure(path, fig)
 
 
@@ -49,6 +63,7 @@ def draw_maps(path, images, rows):
         for line, (title, found) in zip(axes[1:], rows, strict=True):
             size = "all zero" if found.zeros[i] == found.maps[i].size else f"$10^{{{found.log10_size()[i]:.1f}}}$"
             show_map(line[i], found.maps[i, 0], f"{title}\n{size}" if i == 0 else size)
+    show_colours(fig, axes)
     common.save_figure(path, fig)
 
 
@@ -65,6 +80,7 @@ def draw_finding(path, image, title, rows):
         show_image(original, image[0], title)
         show_map(map_, found.maps[0, 0], f"saliency map, {arithmetic} float32:\n{size}")
         show_moves(moved, image[0], result.adversarial[0, 0], f"Algorithm 1, {result.moves[0]} moves:\n{outcome}")
+    show_colours(fig, axes)
     common.save_figure(path, fig)
 
 
@@ -79,10 +95,10 @@ def draw_rates(path, panels, names):
                 [100 * (r.interval[1] - r.share) for r in rates],
             ]
             at = np.arange(len(names)) + offset
-            panel.bar(at, shares, 0.4, yerr=errors, capsize=3, label=f"{arithmetic} float32")
+            panel.bar(at, shares, 0.4, yerr=errors, color=BAR_COLOURS[arithmetic], label=f"{arithmetic} float32")
         panel.set_xticks(range(len(names)), names)
         panel.set(title=title, ylim=(0, 105))
-        panel.grid(axis="y", alpha=0.3)
+        panel.grid(visible=False, axis="x")
     axes[0, 0].set_ylabel("adversarial samples found (%)")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     common.save_figure(path, fig)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import claims, common, figures, masking, report
+from experiments import article, claims, common, figures, masking, report
 from experiments.author_networks import author_networks
 from experiments.claims import Missing
 from minicnn import training
@@ -114,13 +114,11 @@ def main(options):
     if not options.trained:
         results["recipes"] = {name: vars(protocols[0].recipe(name)) for name in names}
     common.write_json(options.json, results)
-    means = report.table(in_words(rates))
-    print(f"\n{report.terminal(table)}\n\n{means}")
+    print(f"\n{report.terminal(claims.as_table(table))}\n\n{article.means(rates)}")
 
     pictures = draw(options.out, sample, shown, histories, their_networks, runs, plan)
-    text = about(results)
-    sections = [report.Section("The networks, over their seeds", means, []), report.Section("Figures", "", pictures)]
-    report.write(options.out, text, table, sections)
+    told_of = (results, measured, table, rates, pictures, options.out)
+    report.write(options.out, *article.article(*told_of))
     if options.masking:
         ours = masking_networks(shown, dataset, protocols[0], options.trained, options.out, options.ties)
         studied = {"Why temperature seemed to work": (ours, options.out)}
@@ -130,7 +128,7 @@ def main(options):
         told = masking.Study(plan.setting, plan.trained_T, options.seed, count, store, options.first is not None)
         results["masking"], more = study_masking(studied, dataset, told)
         common.write_json(options.json, results)
-        report.write(options.out, text, table, sections + more)
+        report.write(options.out, *article.article(*told_of, more))
     print(f"\nwritten: {options.json}, {options.out}/report.md and report.html with their figures")
 
 
@@ -233,15 +231,6 @@ def over_seeds(runs, whose=""):
     return found
 
 
-def in_words(rates):
-    """What over_seeds returns as the rows of a table: means and, of several seeds, standard deviations."""
-    return [
-        {"network": name}
-        | {of: f"{r.mean:.2%}" + f" +- {r.spread:.2%}" * (len(r.by_seed) > 1) for of, r in row.items()}
-        for name, row in rates.items()
-    ]
-
-
 def appendix_a(network, dataset):
     """The map of Appendix A, and Algorithm 1 on it, from the author's standard network (ties "all", as he had it):
     arithmetic -> figures."""
@@ -263,7 +252,7 @@ def appendix_a(network, dataset):
 
 
 def draw(folder, sample, networks, histories, their_networks, runs, plan):
-    """All figures of the table's report, to the folder; returns (caption, path) pairs. networks: those of one seed;
+    """All figures of the table's report, to the folder; returns name -> report.Picture. networks: those of one seed;
     histories: name -> one of every seed; their_networks: the author's."""
     trained_at = f"T = {plan.trained_T:g}"
     draw_finding(folder / "finding.png", sample, networks["temperature"], plan)
@@ -273,33 +262,33 @@ def draw(folder, sample, networks, histories, their_networks, runs, plan):
         for algorithm in "13"
     }
     figures.draw_rates(folder / "success.png", panels, names)
-    pictures = [
-        ("The finding: the same network, image and attack, plain and scaled float32.", "finding.png"),
-        ("Success of Algorithms 1 and 3; bars are Wilson 95 % intervals.", "success.png"),
-    ]
+    captions = {
+        "finding": "The same network, image and attack, plain and scaled float32; red: the pixels that were changed.",
+        "success": "Success of Algorithms 1 and 3; whiskers are Wilson 95 % intervals.",
+    }
     images, labels = sample.images[:FIGURE_IMAGES], sample.labels[:FIGURE_IMAGES]
     attacked = {
         "": ("Figures 1 and 2", networks["standard"]),
-        "temperature_": (f"The same on the {trained_at} network", networks["temperature"]),
+        "temperature_": (f"Figures 1 and 2 on the {trained_at} network", networks["temperature"]),
     }
     if not isinstance(their_networks, Missing):
-        attacked["author_"] = "The same on the author's standard network", their_networks["standard"]
+        attacked["author_"] = "Figures 1 and 2 on the author's standard network", their_networks["standard"]
     for prefix, (title, network) in attacked.items():
         for setting in plan.settings():
-            name = f"figures_1_and_2_{prefix}{setting.arithmetic}.png"
+            name = f"figures_1_and_2_{prefix}{setting.arithmetic}"
             result, decisions = attack_and_look(network, images, labels, setting)
             heading = f"{title}: Algorithm 1, {setting.arithmetic} arithmetic"
-            figures.draw_samples(folder / name, images, labels, result, decisions, heading)
-            pictures.append((f"{title}, {setting.arithmetic} arithmetic.", name))
+            figures.draw_samples(folder / f"{name}.png", images, labels, result, decisions, heading)
+            captions[name] = f"{title}, Algorithm 1 in {setting.arithmetic} arithmetic; red: the changed pixels."
     for name in PAPER_NETWORKS:
         rows = [(a, saliency_maps(networks[name], images, labels, plan.setting.T, a)) for a in ARITHMETICS]
         figures.draw_maps(folder / f"saliency_{name}.png", images, rows)
-        pictures.append((f"Saliency maps of the {name} network.", f"saliency_{name}.png"))
+        captions[f"saliency_{name}"] = f"Saliency maps of the {name} network; above them their largest absolute entry."
     for name, history in histories.items():
         T = plan.trained_T if NETWORKS[name].at_temperature else 1.0
         common.plot_history(folder / f"{name}.png", name, T, *history)
-        pictures.append((f"Training of the {name} network{', every seed' * (len(history) > 1)}.", f"{name}.png"))
-    return [(caption, folder / name) for caption, name in pictures]
+        captions[name] = f"Training of the {name} network{', every seed' * (len(history) > 1)}."
+    return {name: report.Picture(caption, folder / f"{name}.png") for name, caption in captions.items()}
 
 
 def attack_and_look(network, images, labels, setting):
@@ -327,34 +316,6 @@ def draw_finding(path, sample, network, plan):
     figures.draw_finding(path, image[0], f"T = {plan.trained_T:g} network sees {decisions[shown]}", rows)
 
 
-def about(results):
-    """What stands around the table, from what is written as results.json: report.Text."""
-    epochs = sorted({n for run in results["runs"] for n in run["epochs"].values()})
-    machine, setting, seeds = results["machine"], results["setting"], len(results["runs"])
-    names = {"author": "the author's own attack"} | {a: f"Algorithm {a}" for a in "1234"}
-    counts = ", ".join(f"{setting['images'][a]} for {name}" for a, name in sorted(names.items()))
-    drawn = "from the first" if results["sample"]["seed"] is None else f"drawn by seed {results['sample']['seed']}"
-    compared = sum(map(len, results["comparisons"].values()))
-    return report.Text(
-        title=f"Temperature and robustness on {results['dataset']}: the paper beside the truth",
-        introduction=(
-            f"Song (2017), reproduced with minicnn: {' to '.join(map(str, epochs))} epochs of training, "
-            f"{seeds} seed{'s' * (seeds > 1)}. Plain is the author's float32 arithmetic, scaled is float32 without "
-            f"underflow. Attacks make at most {setting['limit']} moves, to 0 or {setting['maximum']:g}, against the "
-            f"loss at T = {setting['T']:g}; equal maxima of a max-pool: gradient to {setting['ties']}. Test images, "
-            f"{drawn}: {counts}. The denominator of success rates: {common.DENOMINATORS[results['denominator']]}. Two "
-            "networks or attacks are compared on the images that count for both, by McNemar's exact test; two ways of "
-            "training by Student's t of the differences of their seeds, where there are several. All p are adjusted "
-            f"for the {compared} comparisons of this table (Holm). Intervals are 95 %: Wilson's of a rate, Newcombe's "
-            "of a difference, Bonett and Price's of a factor."
-        ),
-        footer=(
-            f"{results['command']}, {results['date']}, {machine['processor']}, {machine['cores']} cores, "
-            f"{machine['device']}"
-        ),
-    )
-
-
 def masking_networks(networks, dataset, protocol, trained, folder, ties):
     """The networks of experiments.masking: also the one that the paper has not, where the folder `trained` has it."""
     if not trained:
@@ -372,7 +333,7 @@ def study_masking(studied, dataset, told):
         found = dict(masking.study(masking.PARTS, networks, dataset, told, folder))
         results[heading] = masking.without_images(found)
         shown = [masking.section(part, part_figures, folder) for part, part_figures in found.items()]
-        sections += [report.Section(f"{heading}: {title}", *rest) for title, *rest in shown]
+        sections += [part._replace(heading=f"{heading}: {part.heading}") for part in shown]
     return results, sections
 
 
