@@ -398,8 +398,9 @@ def test_plot_history_of_several_seeds_names_each_curve_once(tmp_path, monkeypat
     common.plot_history(tmp_path / "a.png", "temperature", 20.0, [row], 2 * [row | {"test_accuracy": 0.75}])
     (loss, accuracy, seconds), title = drawn[0].axes, drawn[0].get_suptitle()
     assert [len(axes.lines) for axes in (loss, accuracy, seconds)] == [4, 2, 2]
-    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (loss, accuracy)]
-    assert labels == [["training, T = 20, dropout", "test, T = 1"], ["test"]]
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training, T = 20, dropout", "test, loss at T = 1"]
+    assert seconds.get_ylim()[1] > 2
     assert title == "temperature: test accuracy 87.50% after 1 epochs, 75.00% after 2 epochs"
 
 
@@ -411,3 +412,27 @@ def test_progress_is_a_line_at_most_every_seconds(capsys):
         progress(10)
         progress.close()
     assert capsys.readouterr().out == "  always: 3 of 10 (move 1 of 2)\n  always: 10 of 10\n"
+
+
+def test_in_parts_keeps_what_is_done(tmp_path):
+    """A kill between two parts, and the rest afterwards, gives what all at once gives."""
+    images, labels = np.random.default_rng(0).random((6, 1, 28, 28), np.float32), np.arange(6)
+    store, network, computed = common.Store(tmp_path), paper_cnn(), []
+
+    def compute(images, labels):
+        computed.append(len(images))
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        return {"sum": images.sum(axis=(1, 2, 3)), "label": labels}
+
+    def sums(network=network, of="images"):
+        return common.in_parts(store, "sums", network, (images, labels), {"of": of}, compute, 4)
+
+    with pytest.raises(KeyboardInterrupt):
+        sums()
+    found = sums()
+    assert computed == [4, 2, 2] and np.array_equal(found["label"], labels)
+    assert np.array_equal(found["sum"], images.sum(axis=(1, 2, 3)))
+    sums(rescaled(network, 2))
+    sums(of="others")
+    assert computed[3:] == [4, 2, 4, 2]

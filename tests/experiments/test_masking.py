@@ -1,7 +1,6 @@
 """experiments/masking.py: each part asks what it says, and the command shows and writes all of them.
 
-Most tests take a network of random features: its last layer alone is fitted, and scaled so that the label's logit is
-typically 1 above the next. Multiplied by 1,000 it is so saturated that plain float32 sees nothing of its gradient.
+Most tests take `base`, a network of random features (conftest.py).
 """
 
 import argparse
@@ -10,70 +9,29 @@ import json
 import numpy as np
 import pytest
 
-from experiments import common, masking
-from minicnn import data
-from minicnn.layers import Sequential
+from experiments import common, curves, masking, report
 from minicnn.paper import attacks
 from minicnn.paper import masking as numbers
-from minicnn.paper.networks import LAST_LAYER, NETWORKS, paper_cnn, rescaled
+from minicnn.paper.networks import NETWORKS, rescaled
 from minicnn.paper.saliency import saliency_maps
-from minicnn.paper.statistics import Rate
-from minicnn.training import correct, predict
-from minicnn.weights import get_weights, load_npz, save_weights, set_weights
-from tests.experiments.conftest import PNG, assert_mistake, read_json, run, succeed
-
-IMAGES = 6
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-@pytest.fixture(scope="module")
-def base(digits):
-    network = paper_cnn(seed=0, ties="all")
-    features = Sequential(**{name: layer for name, layer in network.layers.items() if name != LAST_LAYER})
-    x = predict(features, digits.train_images[:500]).astype(np.float64)
-    y = np.eye(10)[digits.train_labels[:500]]
-    weights = np.linalg.solve(x.T @ x + 1e-3 * np.trace(x.T @ x) / len(x.T) * np.eye(len(x.T)), x.T @ y)
-    gap = np.median(np.diff(np.sort(x @ weights, axis=1)[:, -2:]))
-    return set_weights(network, get_weights(network) | {f"{LAST_LAYER}_W": weights / gap})
-
-
-@pytest.fixture(scope="module")
-def dataset(base, digits):
-    """Digits: few to train on; to test on, the first that the network is right about by a gap of more than a half."""
-    logits = predict(base, digits.test_images[:60])
-    gap = np.diff(np.sort(logits, axis=1)[:, -2:])[:, 0]
-    chosen = np.flatnonzero((logits.argmax(axis=1) == digits.test_labels[:60]) & (gap > 0.5))[:IMAGES]
-    return digits._replace(
-        train_images=digits.train_images[:64],
-        train_labels=digits.train_labels[:64],
-        test_images=digits.test_images[chosen],
-        test_labels=digits.test_labels[chosen],
-    )
+from minicnn.training import correct
+from minicnn.weights import get_weights, load_npz, save_weights
+from tests.experiments.conftest import IMAGES, PNG, assert_mistake, read_json, run, succeed
 
 
 @pytest.fixture
-def told(tmp_path):
-    """A function that makes a Study of settings for the attacks."""
+def no_attacks(monkeypatch):
+    """Every attack succeeds on an image with twice as many moves as on the one before, by its place among ATTACKS."""
 
-    def study(**setting):
-        setting = attacks.Setting(**{"limit": 20} | setting)
-        return masking.Study(setting, trained_T=20.0, seed=0, count=None, store=common.Store(tmp_path / "parts"))
+    def never_run(place):
+        return lambda study, network, source, sample: (place + 1.0) * 2 ** np.arange(len(sample[0]))
 
-    return study
-
-
-def few_curves(network, reference, images, labels, study):
-    """Curves without attacks: one success of two from the tenth move on."""
-    names = set(masking.CURVES) - ({"transfer"} if reference is network else set())
-    return {name: {"attacked": 2, "succeeded": [0] * 10 + [1] * 775} for name in names}
+    for place, (name, attack) in enumerate(curves.ATTACKS.items()):
+        monkeypatch.setitem(curves.ATTACKS, name, attack._replace(moves=never_run(place)))
 
 
 def test_parts_are_described_once_and_in_order():
-    expected = "arithmetics control gradient_budget two_by_two_by_two success_by_pixels verdict cost"
+    expected = "arithmetics control gradient_budget two_by_two_by_two success_by_pixels stronger_attacks verdict cost"
     assert " ".join(masking.PARTS) == expected
     for number, (name, part) in enumerate(masking.PARTS.items(), 1):
         assert part.name == name and part.title.startswith(f"{number}. ") and set(part.needs) <= set(NETWORKS)
@@ -92,9 +50,10 @@ def test_arithmetics_attacks_each_variant_as_its_name_says(base, dataset, told):
     ):
         order = np.argsort(-maps.reshape(IMAGES, -1), axis=1, kind="stable")
         ranks = np.argsort(order, axis=1)  # Algorithm 3 on a map above 0 in the same order is Algorithm 1
-        replayed = numbers.follow_maps(network, images, labels, order.shape[1] - ranks, told().setting)["moves"]
-        assert found[name]["succeeded"] == (replayed > 0).sum() > 0
-        assert found[name]["mean_moves_of_successes"] == pytest.approx(replayed[replayed > 0].mean())
+        replayed = numbers.follow_maps(network, images, labels, order.shape[1] - ranks, told().setting)
+        fell = np.isfinite(replayed)
+        assert found[name]["succeeded"] == fell.sum() > 0
+        assert found[name]["mean_moves_of_successes"] == pytest.approx(replayed[fell].mean())
     assert len({outcome["mean_moves_of_successes"] for outcome in found.values()}) > 2
 
 
@@ -119,32 +78,6 @@ def test_control_compares_all_test_images(base, digits, told, monkeypatch):
     assert row["decisions_compared"] == 120 and row["plain"]["images"] == masking.ATTACKED["digits"]
 
 
-def test_budget_adds_measurement_and_prediction_and_keeps_the_sizes(base, dataset, told, monkeypatch):
-    network, reference = rescaled(base, 6), rescaled(base, 2)
-    sample = dataset.test_images, dataset.test_labels
-
-    def budget(T, reference_T=1.0):
-        store = told().store
-        return masking.budget(network, reference, *sample, T=T, reference_T=reference_T, trained_T=20.0, store=store)
-
-    at_1, at_20 = budget(1.0), budget(20.0)
-    for T, found in (1, at_1), (20, at_20):
-        assert (found["T"], found["reference_T"], found["images"]) == (T, 1, IMAGES)
-        assert found["measured"]["images"] == IMAGES and found["measured"]["largest_difference"] < 2e-5
-    assert at_1["prediction"]["T"] == 20
-    assert "prediction" not in at_20 and "prediction" not in budget(1.0, reference_T=20.0)
-    monkeypatch.setattr(numbers, "map_sizes", None)
-    again = budget(1.0)
-    assert masking.without_images(again) == masking.without_images(at_1)
-    assert np.array_equal(again["by_image"]["ratio"], at_1["by_image"]["ratio"])
-
-
-def test_budget_without_an_image_to_compare_is_a_usage_error(base, dataset, told):
-    wrong, told = (dataset.test_labels + 1) % 10, {"reference_T": 1.0, "trained_T": 20.0, "store": told().store}
-    with pytest.raises(common.UsageError, match="of 6 images both networks classify none correctly"):
-        masking.budget(base, base, dataset.test_images, wrong, T=1.0, **told)
-
-
 def test_gradient_budget_needs_a_network_beside_standard(base, dataset, told):
     with pytest.raises(common.UsageError, match="name temperature or distilled beside it"):
         masking.gradient_budget({"standard": base}, dataset, told())
@@ -165,47 +98,49 @@ def test_two_by_two_by_two_has_eight_rows_with_four_networks(base, dataset, told
     assert len(masking.two_by_two_by_two(trained, dataset, told(limit=3))) == 6
 
 
-def test_curves_count_successes_up_to_each_move(base, dataset, told):
-    network, reference = rescaled(base, 10), paper_cnn(seed=1, ties="all")
-    sample = images, labels = dataset.test_images, dataset.test_labels
-    curves = masking.curves(network, reference, *sample, told(), pixels=40)
-    assert set(curves) == set(masking.CURVES)
-    for curve in curves.values():
-        counts = np.array(curve["succeeded"])
-        assert curve["attacked"] == IMAGES and len(counts) == 41
-        assert counts[0] == 0 and (np.diff(counts) >= 0).all() and counts[-1] <= IMAGES
-    short = attacks.attack(network, images, labels, "1", attacks.Setting("scaled", limit=20))
-    assert curves["algorithm_1_scaled"]["succeeded"][20] == short.succeeded.sum() > 0
-    maps = saliency_maps(reference, images, labels).maps
-    moves = numbers.follow_maps(network, images, labels, maps, attacks.Setting(limit=40))["moves"]
-    assert curves["transfer"]["succeeded"][-1] == (moves > 0).sum()
+def test_success_by_pixels_is_that_of_the_attacks_on_one_map(base, dataset, told, no_attacks):
+    found = masking.success_by_pixels({"standard": base, "temperature": rescaled(base, 2)}, dataset, told())
+    assert list(found) == ["standard", "temperature"] and list(found["standard"]) == list(curves.ONE_MAP)
+    first = 1 + list(curves.ATTACKS).index("algorithm_1_plain")
+    curve = found["standard"]["algorithm_1_plain"]["succeeded"]
+    assert len(curve) == 785 and curve[first - 1] == 0 and curve[2 * first] == 2 and curve[-1] == IMAGES
 
 
-def test_curves_may_move_every_pixel_and_nothing_transfers_to_itself(base, dataset, told):
-    one = dataset.test_images[:1], dataset.test_labels[:1]
-    curves = masking.curves(rescaled(base, 10), base, *one, told())
-    assert all(len(curve["succeeded"]) == 785 for curve in curves.values())
-    assert "transfer" not in masking.curves(base, base, *one, told(), pixels=1)
+def test_stronger_attacks_tells_the_best_for_each_image(base, dataset, told, no_attacks, monkeypatch):
+    trades = curves.ATTACKS["jsma"]._replace(moves=lambda *_: np.array([1.0, 1, 1, np.inf, np.inf, np.inf]))
+    monkeypatch.setitem(curves.ATTACKS, "jsma", trades)
+    found = masking.stronger_attacks({"standard": base}, dataset, told(limit=8))["standard"]
+    assert list(found) == [*curves.STRONGER, "best"]
+    assert found["algorithm_1_plain"] == {"attacked": IMAGES, "succeeded": [0, 1, 2, 2, 3, 3, 3, 3, 4], "median": 6}
+    assert found["jsma"] == {"attacked": IMAGES, "succeeded": [0] + 8 * [3], "median": None}
+    assert found["best"] == {"attacked": IMAGES, "succeeded": [0] + 7 * [3] + [4], "median": 4.5}
 
 
-def test_verdict_judges_the_curves_at_the_limit_and_at_the_end(base, dataset, told, monkeypatch):
-    monkeypatch.setattr(masking, "curves", few_curves)
-    monkeypatch.setattr(numbers, "judge", lambda **rates: rates)
-    trained = {"standard": base, "temperature": rescaled(base, 20)}
-    found = masking.verdict(trained, dataset, told(limit=3))
-    setting = attacks.Setting("plain", limit=3)
-    sample = dataset.test_images, dataset.test_labels
-    direct = attacks.attack(trained["temperature"], *sample, numbers.ITERATIVE, setting)
-    none, one = Rate(0, 2), Rate(1, 2)
-    assert found["temperature"]["plain"] == {
-        "one_step": none,
-        "iterative": Rate(int(direct.succeeded.sum()), IMAGES),
-        "transfer": none,
-        "random": none,
-        "unbounded": one,
-    }
-    assert found["standard"]["scaled"]["transfer"] is None
-    assert masking.verdict(trained, dataset, told(limit=10))["temperature"]["scaled"]["one_step"] == one
+def test_verdict_judges_each_arithmetic_by_its_own_attacks(base, dataset, told, no_attacks, monkeypatch):
+    monkeypatch.setattr(numbers, "judge", lambda *told: {"told": told})
+    found = masking.verdict({"standard": base, "temperature": rescaled(base, 20)}, dataset, told(limit=9))
+    moves = {name: (place + 1.0) * 2 ** np.arange(IMAGES) for place, name in enumerate(curves.ATTACKS)}
+    for arithmetic in attacks.ARITHMETICS:
+        iterative, rivals, limit = found["temperature"][arithmetic]["told"]
+        assert limit == 9 and np.array_equal(iterative, moves[f"iterative_{arithmetic}"])
+        named = {"one step": f"algorithm_3_{arithmetic}", "Sparse-RS": "sparse_rs", "random search": "random_search"}
+        assert set(rivals) == {*named, "transfer"}
+        assert all(np.array_equal(rivals[rival], moves[name]) for rival, name in named.items())
+    _, alone, _ = masking.verdict({"standard": base}, dataset, told(limit=9))["standard"]["plain"]["told"]
+    assert "transfer" not in alone
+
+
+def test_verdict_tells_where_what_the_gradient_misses_is_saturated(base, dataset, told, no_attacks, monkeypatch):
+    """Sparse-RS succeeds on every image at once, the iterative attack on half; p_k is 1 on every other image."""
+    monkeypatch.setattr(numbers, "saturated", lambda *_: np.arange(IMAGES) % 2 == 1)
+    for name, moves in ("sparse_rs", np.ones(IMAGES)), ("iterative_plain", np.array([1, 9, 1, 9, 9, 1])):
+        monkeypatch.setitem(curves.ATTACKS, name, curves.ATTACKS[name]._replace(moves=lambda *_, m=moves: m))
+    found = masking.verdict({"standard": base}, dataset, told(limit=8))["standard"]
+    plain = found["plain"]
+    assert (plain["missed"], plain["missed_saturated"], plain["saturated"]) == (3, 2, 3)
+    assert "missed" not in found["scaled"]
+    text = " ".join(str(masking.describe_verdict({"standard": found})).split())
+    assert "Sparse-RS finds 3 that it misses; on 2 of these p_k is 1 in float32, as on 3 of all 6" in text
 
 
 def test_cost_is_of_the_first_images_classified_correctly(base, dataset, told, monkeypatch):
@@ -218,9 +153,8 @@ def test_cost_is_of_the_first_images_classified_correctly(base, dataset, told, m
     assert all(row["images"] == 1 and 0 < row["forwards"] <= row["forwards_at_most"] for row in found.values())
 
 
-def test_study_prints_and_draws_every_part(base, dataset, told, tmp_path, capsys, monkeypatch):
+def test_study_prints_and_draws_every_part(base, dataset, told, tmp_path, capsys, monkeypatch, no_attacks):
     monkeypatch.setattr(numbers, "COSTS", {"1": numbers.COSTS["1"]})
-    monkeypatch.setattr(masking, "curves", few_curves)
     trained = {name: rescaled(base, 10 * s) for s, name in enumerate(("standard", "temperature"), 1)}
     results = dict(masking.study(masking.PARTS, trained, dataset, told(limit=1), tmp_path))
     assert list(results) == list(masking.PARTS)
@@ -228,9 +162,10 @@ def test_study_prints_and_draws_every_part(base, dataset, told, tmp_path, capsys
     assert set(results["gradient_budget"]["temperature"]) == {"test_T_1", "test_T_20"}
     shown = [masking.section(name, figures, tmp_path) for name, figures in results.items()]
     printed = capsys.readouterr().out
-    assert all(title in printed and text in printed for title, text, _ in shown)
-    drawn = {path for _, _, pictures in shown for _, path in pictures}
-    assert drawn == set(tmp_path.glob("*.png")) and len(drawn) == 4
+    assert all(section.heading in printed and str(section.parts) in printed for section in shown)
+    assert max(map(len, printed.splitlines())) <= report.WIDTH
+    drawn = {part.path for section in shown for part in section.parts if isinstance(part, report.Picture)}
+    assert drawn == set(tmp_path.glob("*.png")) and len(drawn) == 5
     assert all(path.read_bytes().startswith(PNG) for path in drawn)
     rows = (tmp_path / "masking_budget.csv").read_text().splitlines()
     assert rows[0] == "network,T,image,ratio,temperature,jacobian,saturation" and len(rows) == 1 + 2 * IMAGES
@@ -248,7 +183,7 @@ def test_study_of_another_attack_temperature_predicts_nothing_and_is_drawn(base,
 
 def test_study_refuses_a_network_that_is_never_right(base, dataset, told, tmp_path):
     trained = {"standard": base, "distilled": rescaled(base, -1)}
-    with pytest.raises(common.UsageError, match="distilled classifies none of the first 6 test images"):
+    with pytest.raises(common.UsageError, match="distilled classifies none of 6 test images"):
         next(masking.study(["control"], trained, dataset, told(), tmp_path))
 
 
@@ -268,6 +203,19 @@ def test_find_or_train_finds_some_and_trains_the_others(base, dataset, tmp_path,
     again = masking.find_or_train(["control"], dataset, protocol, tmp_path, "all")
     assert list(again) == ["standard"]
     assert np.array_equal(get_weights(again["standard"])["conv1_W"], get_weights(found["standard"])["conv1_W"])
+
+
+def test_find_or_train_takes_the_labels_of_the_teacher_that_is_there(base, dataset, tmp_path):
+    """standard.npz alone is enough: it is not trained again."""
+    for name in ("standard", "temperature", "distilled"):
+        save_weights(base, tmp_path / f"{name}.npz")
+    before = (tmp_path / "standard.npz").read_bytes()
+    protocol = common.Protocol("digits", T=20.0, epochs=1, batch=32)
+    found = masking.find_or_train(["two_by_two_by_two"], dataset, protocol, tmp_path, "all")
+    assert (tmp_path / "standard.npz").read_bytes() == before and not (tmp_path / "standard.checkpoint.npz").exists()
+    direct, _ = common.train("standard-distilled", dataset, protocol, tmp_path / "direct", draw=False, teacher=base)
+    for name, weights in get_weights(direct).items():
+        assert np.array_equal(get_weights(found["standard-distilled"])[name], weights)
 
 
 def test_command_writes_the_parts_that_it_is_asked_for(base, tmp_path, monkeypatch):
@@ -296,7 +244,7 @@ def test_find_or_train_takes_no_network_of_another_temperature(base, dataset, tm
         save_weights(base, tmp_path / f"{name}.npz", 20 if name == "temperature" else 1)
     protocol, trained = common.Protocol("digits", T=5.0, epochs=1, batch=32), []
 
-    def train(name, dataset, protocol, folder):
+    def train(name, dataset, protocol, folder, teacher):
         trained.append(name)
         save_weights(base, folder / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature)
 
@@ -312,12 +260,9 @@ def test_command_refuses_networks_of_another_temperature(base, tmp_path):
     named = []
     for name, T in (("standard", 1), ("temperature", 20)):
         save_weights(base, tmp_path / f"{name}.npz", T)
-        (tmp_path / f"{name}.csv").write_text("epoch\n1\n")
         named.append(f"{name}={tmp_path / name}.npz")
-    (tmp_path / "distilled.csv").write_text("epoch\n1\n")
     options, said = ("--temperature", 5, "--out", tmp_path / "out"), "temperature.npz was trained at T = 20, not at 5"
     assert_mistake(("masking", "--weights", *named, *options), said)
-    assert_mistake(("reproduce", "--trained", tmp_path, *options), said)
 
 
 def test_command_help_names_every_part():

@@ -1,0 +1,158 @@
+"""Attacks as curves of success against moves: the paper's, stronger ones, and those that need no gradient."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import common
+from experiments.report import Parts, Table
+from minicnn import training
+from minicnn.paper import masking
+from minicnn.paper.attacks import pixels_to_success
+from minicnn.paper.saliency import saliency_maps
+from minicnn.paper.sparse_rs import generator, sparse_rs
+
+BUDGETS = (10, 20, 50)  # moves after which success is told, beside the limit
+TRIES = 50  # of the random search, an image
+PART = 20  # images that a kill may lose: some ten seconds of an attack
+
+
+class Attack(NamedTuple):
+    """An attack: its name, how its curve is drawn, and how many moves success takes.
+
+    moves(study, network, source, sample) -> (N,), infinite for no success. study: a masking.Study; source: another
+    network, for what transfers; sample: (images, labels).
+    """
+
+    label: str
+    color: str
+    style: str | tuple
+    marker: str
+    moves: Callable | None
+
+
+def algorithm(which, arithmetic="scaled", **changes):
+    """Attack.moves of an Algorithm that may move every pixel."""
+
+    def moves(study, network, source, sample):
+        told = {"arithmetic": arithmetic, "limit": common.PIXELS} | changes
+        result = study.attack(network, sample, which, part=PART, **told)
+        return np.where(result.succeeded, result.moves, np.inf)
+
+    return moves
+
+
+def by_jsma(study, network, source, sample):
+    return pixels_to_success(sample[0], study.attack(network, sample, "jsma", PART))
+
+
+def by_sparse_rs(study, network, source, sample):
+    budgets = [*(k for k in BUDGETS if k < study.setting.limit), study.setting.limit]
+    results = (study.attack(network, sample, "sparse-rs", PART, limit=k) for k in budgets)
+    return pixels_to_success(sample[0], *results)
+
+
+def by_random_search(study, network, source, sample):
+    """As many random pixels as the limit, TRIES times: the first query of Sparse-RS."""
+
+    def run(x, y):
+        seeds = range(study.seed, study.seed + TRIES)
+        return pixels_to_success(x, *(sparse_rs(network, x, y, study.setting, queries=1, seed=seed) for seed in seeds))
+
+    return study.moves(network, sample, run, attack="random search", seed=study.seed, setting=vars(study.setting))
+
+
+def follow(study, network, sample, attack, maps_of, maps):
+    """Algorithm 3's moves on maps(images, labels) of something else."""
+    setting = dataclasses.replace(study.setting, arithmetic="scaled", limit=common.PIXELS)
+
+    def run(x, y):
+        return masking.follow_maps(network, x, y, maps(x, y), setting)
+
+    return study.moves(network, sample, run, attack=attack, maps_of=maps_of, setting=vars(setting))
+
+
+def by_transfer(study, network, source, sample):
+    def maps(x, y):
+        return saliency_maps(source, x, y, study.setting.T).maps
+
+    return follow(study, network, sample, "transfer", common.network_key(source), maps)
+
+
+def at_random(study, network, source, sample):
+    def maps(x, y):
+        return np.stack([generator(study.seed, image).uniform(-1, 1, image.shape) for image in x])
+
+    return follow(study, network, sample, "random moves", study.seed, maps)
+
+
+ATTACKS = {
+    "algorithm_1_plain": Attack("Algorithm 1, plain", "tab:red", "-", "o", algorithm("1", "plain")),
+    "algorithm_1_scaled": Attack("Algorithm 1, scaled", "tab:blue", "-", "s", algorithm("1")),
+    "algorithm_2_plain": Attack("Algorithm 2, plain", "tab:pink", "-", "<", algorithm("2", "plain")),
+    "algorithm_2_scaled": Attack("Algorithm 2, scaled", "tab:olive", "-", ">", algorithm("2")),
+    "algorithm_3_plain": Attack("Algorithm 3, plain", "tab:orange", "--", "^", algorithm("3", "plain")),
+    "algorithm_3_scaled": Attack("Algorithm 3, scaled", "tab:cyan", "--", "v", algorithm("3")),
+    "iterative_plain": Attack("3 refreshed, plain", "tab:brown", "-.", "P", algorithm(masking.ITERATIVE, "plain")),
+    "iterative_scaled": Attack("3 refreshed, scaled", "tab:purple", "-.", "X", algorithm(masking.ITERATIVE)),
+    "margin": Attack("margin refreshed", "tab:gray", ":", "D", algorithm("margin", skip_unchanged=True)),
+    "jsma": Attack("JSMA", "tab:pink", "-", "<", by_jsma),
+    "sparse_rs": Attack("Sparse-RS", "tab:green", (0, (6, 2)), "d", by_sparse_rs),
+    "best": Attack("best for each image", "black", "-", "*", None),
+    "transfer": Attack("3 on another network's map", "tab:green", ":", "P", by_transfer),
+    "random": Attack("random moves", "0.4", "-.", "x", at_random),
+    "random_search": Attack("random search", "0.4", "-.", "x", by_random_search),
+}
+ONE_MAP = ("algorithm_1_plain", "algorithm_1_scaled", "algorithm_3_plain", "algorithm_3_scaled", "transfer", "random")
+STRONGER = tuple(ATTACKS)[: list(ATTACKS).index("best")]
+DRAWN = (*STRONGER[STRONGER.index("algorithm_3_plain") :], "best")  # of these: a picture holds no more curves
+
+
+def moves_to_success(names, networks, sample, study):
+    """network -> name of ATTACKS -> the moves that success took on the images that the network is right about.
+
+    networks: name -> network. What transfers to a network is the first other's; without one it is left out.
+    """
+    found = {}
+    for name, network in networks.items():
+        right = training.correct(network, *sample)
+        source = next((other for other in networks.values() if other is not network), None)
+        possible = [attack for attack in names if source or attack != "transfer"]
+        found[name] = {attack: ATTACKS[attack].moves(study, network, source, sample)[right] for attack in possible}
+    return found
+
+
+def describe_curves(figures, shown, note=""):
+    """A table for each network. figures: network -> name of ATTACKS -> masking.success_curve; shown: after how many
+    moves, and at the end."""
+    parts = []
+    for network, found in figures.items():
+        rows = []
+        for name, curve in found.items():
+            last, median = len(curve["succeeded"]) - 1, curve["median"]
+            rates = {str(n): f"{curve['succeeded'][n] / curve['attacked']:.1%}" for n in [*shown, last] if n <= last}
+            median = "none" if median is None else f"{median:g}"
+            rows.append({f"{network}, moves:": ATTACKS[name].label} | rates | {"median": median})
+        parts.append(Table(rows))
+    return Parts(parts + [note] * bool(note))
+
+
+def draw_curves(path, figures, names, scale="linear"):
+    """Success against moves, a panel for each network and a curve for each of the names of ATTACKS."""
+    fig, (panels,) = common.figure(1, len(figures), width=3.9, height=3.8)
+    for panel, (network, found) in zip(panels, figures.items(), strict=True):
+        for name in (name for name in names if name in found):
+            attack, rate = ATTACKS[name], 100 * np.array(found[name]["succeeded"]) / found[name]["attacked"]
+            marks = [n for n in (0, *BUDGETS, 100, 300, common.PIXELS) if n < len(rate)]
+            style = {"color": attack.color, "ls": attack.style, "marker": attack.marker, "markevery": marks}
+            panel.plot(rate, drawstyle="steps-post", label=attack.label, lw=1.3, ms=5, clip_on=False, **style)
+        panel.set_xscale(scale, **({"linthresh": 10} if scale == "symlog" else {}))
+        panel.set_xticks(marks, [str(n) for n in marks])
+        panel.minorticks_off()
+        panel.set(title=network, xlabel="moves", ylim=(0, 103), xlim=(0, len(rate) - 1))
+    panels[0].set_ylabel("success (% of attacked)")
+    labelled = max((panel.get_legend_handles_labels() for panel in panels), key=lambda found: len(found[1]))
+    fig.legend(*labelled, loc="outside right center")
+    common.save_figure(path, fig)
