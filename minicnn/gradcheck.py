@@ -121,8 +121,8 @@ def check_float32(function: Function, arguments: Arguments, cotangents: int = 2,
     measured: every number that comes in is moved by about one rounding, MOVES times, in float64, and an entry is
     allowed ROUNDINGS times as much as it moves then (_unknown_in_float32). What the function holds itself is not moved:
     a constant that terms cancel against must be an argument. Returns a Result for each argument. Raises
-    VacuousCheck where a gradient is exactly zero, or where the pattern differs: then the two are derivatives on two
-    sides of a kink.
+    VacuousCheck where a gradient is exactly zero, or where the pattern differs, between the two or after such a move:
+    then gradients would be compared that are derivatives on two sides of a kink.
     """
     tensors = _tensors(arguments)
     rounded = [backend.to_host(tensor.data).astype(np.float32) for tensor in tensors]
@@ -137,7 +137,7 @@ def check_float32(function: Function, arguments: Arguments, cotangents: int = 2,
     if not _same(*patterns):
         raise VacuousCheck("float32 and float64 lie on two sides of a kink: choose values farther from it")
     single, double = found
-    unknown = _unknown_in_float32(function, tensors, rounded, contracted[0], double[0], seed)
+    unknown = _unknown_in_float32(function, tensors, rounded, contracted[0], double[0], patterns[1], seed)
     results = []
     for i, name in enumerate(arguments):
         _assert_nonzero(name, [g[i] for g in double])
@@ -147,12 +147,14 @@ def check_float32(function: Function, arguments: Arguments, cotangents: int = 2,
     return results
 
 
-def _unknown_in_float32(function, tensors, arguments, cotangent, gradients, seed):
-    """How much each entry of the gradients, which are of float64, may be off in float32 by rounding alone.
+def _unknown_in_float32(function, tensors, arguments, cotangent, gradients, pattern, seed):
+    """How much each entry of the gradients, which are of float64 as is the pattern, may be off in float32 by rounding
+    alone.
 
     ROUNDINGS times the root mean square of its changes in MOVES moves of all arguments and the cotangent by N(0, 1)
     roundings each, or as many roundings of the entry itself; and the smallest normal number, where precision ends.
-    An algorithm that adds n terms one after the other strays by about 0.2 sqrt(n) such moves.
+    An algorithm that adds n terms one after the other strays by about 0.2 sqrt(n) such moves. Raises VacuousCheck where
+    a move crosses a kink: the jump of the gradient there would excuse any error.
     """
     rng, single = np.random.default_rng((seed, 32)), np.finfo(np.float32)
 
@@ -162,7 +164,9 @@ def _unknown_in_float32(function, tensors, arguments, cotangent, gradients, seed
     squares = [np.zeros(g.shape) for g in gradients]
     for _ in range(MOVES):
         with _holding(tensors, [moved(values.astype(np.float64)) for values in arguments]):
-            output, _ = _call(function, tensors)
+            output, moved_pattern = _call(function, tensors)
+            if not _same(pattern, moved_pattern):
+                raise VacuousCheck("a move by about one rounding crosses a kink: choose values farther from it")
             after = _gradients(output, tensors, moved(cotangent.astype(np.float64)))
         for total, a, b in zip(squares, after, gradients, strict=True):
             total += (a - b) ** 2

@@ -335,6 +335,26 @@ def test_check_refuses_a_point_on_a_kink():
         check_float32(lambda x: relu_with_pattern((x + 1) - 1), {"x": np.array([1.0, 1e-9])})
 
 
+@op
+def larger_of_two_beside_one_1e7_times_as_large(x):
+    """(1e7 x_2, max(x_0, x_1)), the derivative by x_0 said to be 1.1 in float32, and to be 1 in float64."""
+    first, scale = x[0] >= x[1], x.dtype.type(1e7)
+    slope = x.dtype.type(1.1 if x.dtype == np.float32 else 1)
+    value = np.array([scale * x[2], max(x[0], x[1])], x.dtype)
+    return value, (lambda g: np.array([slope * g[1] * first, g[1] * ~first, scale * g[0]], g.dtype),)
+
+
+def test_check_float32_refuses_a_point_within_a_rounding_of_a_kink():
+    """There the gradient jumps as far as it is large, which would excuse any error in it."""
+
+    def function(x):
+        return larger_of_two_beside_one_1e7_times_as_large(x), [x.data[0] >= x.data[1]]
+
+    assert wrong(check_float32(function, {"x": np.array([0.6, 0.5, 0.3])})) == ["x"]
+    with pytest.raises(VacuousCheck, match="a move by about one rounding crosses a kink"):
+        check_float32(function, {"x": np.array([0.5, 0.5, 0.3])})
+
+
 @pytest.mark.parametrize("checker", [check, check_float32])
 def test_check_refuses_a_gradient_of_zero(checker):
     with pytest.raises(VacuousCheck, match="gradient by x is exactly 0"):

@@ -239,14 +239,16 @@ def follow_maps(network: Layer, images: Array, labels: Array, maps: Array, setti
 
 def success_curve(moves: Array, limit: int) -> dict:
     """How many attacks there are, how many have succeeded after 0, 1, ... `limit` moves, and how many moves the median
-    attack takes, None where half of them or more fail. moves (N,): those that success took, infinite for no success.
+    attack takes, None where half of them or more fail. moves (N,): those that success took, infinite for no success;
+    more than `limit` are none either.
     """
-    counts = np.bincount(moves[moves <= limit].astype(int), minlength=limit + 1)
+    moves = np.where(moves <= limit, moves, np.inf)
+    counts = np.bincount(moves[np.isfinite(moves)].astype(int), minlength=limit + 1)
     median = float(np.median(moves)) if len(moves) else math.inf
     return {
         "attacked": len(moves),
         "succeeded": np.cumsum(counts).tolist(),
-        "median": median if median <= limit else None,
+        "median": median if math.isfinite(median) else None,
     }
 
 
@@ -269,7 +271,8 @@ def judge(iterative: Array, rivals: Mapping[str, Array], limit: int) -> dict:
     passes or fails where the Wilson 95 % interval is above or below ENOUGH.
 
     The limit should be large enough for an attack that nothing misleads. With few moves Sparse-RS, which searches sets
-    of pixels, beats every attack that takes one after the other, also on the margin, whose gradient nothing masks.
+    of pixels, beats every attack that takes one after the other, also on the margin, whose gradient nothing masks. So
+    a check that fails is a sign of masking, and no proof.
     """
 
     def within(moves: Array, most: float) -> Outcomes:
@@ -323,8 +326,9 @@ def _sentence(checks: list[dict[str, Any]], iterative: Rate, one_step: Rate) -> 
         f"Algorithm {ONE_STEP} succeeds on {one_step.share:.1%}, refreshed after every move on {iterative.share:.1%}"
     )
     if failed:
-        count = f"{len(failed)} of {len(checks)} checks fail{'s' * (len(failed) == 1)}"
-        return f"{count} ({'; '.join(failed)}): the gradient is masked. {rates}, which measures no robustness."
+        fail, signs = ("fails", "a sign") if len(failed) == 1 else ("fail", "signs")
+        count = f"{len(failed)} of {len(checks)} checks {fail} ({'; '.join(failed)})"
+        return f"{count}: {signs} of gradient masking. {rates}, which may measure no robustness."
     if unknown:
         count = f"No check fails, {len(unknown)} of {len(checks)} cannot tell on {iterative.trials} images"
         return f"{count} ({'; '.join(unknown)}). {rates}."

@@ -27,9 +27,13 @@ class _Unanswered(Exception):
 
 
 def check(exercise: int, answer: Any) -> str:
-    """Whether the answer to an exercise, 1 to 5, is right, as a sentence that says what is wrong with it if not."""
+    """Whether the answer to an exercise, 1 to 5, is right, as a sentence that says what is wrong with it if not.
+
+    Raises KeyError for another exercise.
+    """
+    what_is_wrong = _CHECKS[exercise]
     try:
-        wrong = _CHECKS[exercise](_given(answer))
+        wrong = what_is_wrong(_given(answer))
     except _Unanswered:
         return f"Exercise {exercise}: no answer yet."
     except Exception as error:  # of the answer, which is code of the reader's
@@ -86,7 +90,7 @@ def _logits(x):
 
 
 def _lead(lead):
-    """3: the smallest whole lead over nine equal rivals at which p_k is 1 in float32."""
+    """3: the smallest whole lead over nine equal rivals at which the exact p_k, rounded to float32, is 1."""
 
     def short_of_1(lead):
         return 1 - np.float32(proof1.loss_printed(np.array([lead] + [0.0] * 9), 0, 1))
@@ -94,9 +98,12 @@ def _lead(lead):
     if lead != int(lead):
         return "A whole number is asked for."
     if short_of_1(lead) != 0:
-        return f"With a lead of {lead} float32 still has 1 - p_k = {short_of_1(lead):.1e}."
+        return (
+            f"With a lead of {lead} the exact p_k, rounded to float32, still has 1 - p_k = {short_of_1(lead):.1e}. "
+            "(A softmax computed in float32 is 1 sooner: its sum loses small terms.)"
+        )
     if short_of_1(lead - 1) == 0:
-        return f"With a lead of {lead - 1} float32 has 1 - p_k = 0 already."
+        return f"With a lead of {lead - 1} the exact p_k, rounded to float32, has 1 - p_k = 0 already."
     return None
 
 

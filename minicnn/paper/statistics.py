@@ -102,7 +102,8 @@ class Outcomes(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Two outcomes of each of some images: how often both succeeded, only the first, only the second, neither."""
+    """Two outcomes of each of some images: how often both succeeded, only the first, only the second, neither; as means
+    over several networks these need not be whole."""
 
     both: int
     first: int
@@ -125,10 +126,12 @@ class Pairs(NamedTuple):
 
     @property
     def p(self) -> float:
-        """McNemar's exact test (McNemar 1947), two-sided: the first is as likely to succeed alone as the second."""
-        from statsmodels.stats.contingency_tables import mcnemar
+        """McNemar's exact test (McNemar 1947), two-sided: the first is as likely to succeed alone as the second. The
+        binomial tail is the incomplete beta function, which mean counts have as well; 1 where they are the same."""
+        from scipy.special import betainc
 
-        return float(mcnemar([[self.both, self.first], [self.second, self.neither]], exact=True).pvalue)
+        less, more = sorted((self.first, self.second))
+        return min(1.0, 2 * float(betainc(more, less + 1, 0.5))) if less < more else 1.0
 
     @property
     def difference_interval(self) -> Interval:
@@ -211,13 +214,14 @@ class Comparison(NamedTuple):
     def factor(self) -> tuple[float, Interval]:
         """The first share over the second, and its 95 % interval: of one seed that of its pairs; of several the
         geometric mean of theirs, with half a success more for each (Walter 1975), which may have none, and no surer
-        than the pairs of one of them on average."""
-        if len(self.pairs) == 1:
-            (pairs,), (first, second) = self.pairs, self.pairs[0].shares
-            return first / second if second else math.inf, pairs.factor_interval
-        logs = [math.log((p.both + p.first + 0.5) / (p.both + p.second + 0.5)) for p in self.pairs]
+        than the pairs of one of them on average. A seed without images says nothing of it."""
+        pairs, average = [p for p in self.pairs if sum(p)], _average(self.pairs)
+        if len(pairs) < 2:
+            first, second = average.shares
+            return first / second if second else math.inf, average.factor_interval
+        logs = [math.log((p.both + p.first + 0.5) / (p.both + p.second + 0.5)) for p in pairs]
         (low, high), _ = mean_test(logs)
-        least, most = _average(self.pairs).factor_interval
+        least, most = average.factor_interval
         return math.exp(statistics.fmean(logs)), (min(math.exp(low), least), max(math.exp(high), most))
 
 
@@ -229,47 +233,44 @@ def compare_networks(first: Sequence[Outcomes], second: Sequence[Outcomes]) -> C
     images are the unit, by McNemar's test.
     """
     by_image = compare_attacks(first, second)
-    return by_seeds([p - q for p, q in (pair.shares for pair in by_image.pairs)], [by_image])
+    found = by_seeds([p - q for p, q in (pair.shares for pair in by_image.pairs)], [by_image])
+    low, high = found.interval
+    return found._replace(interval=(max(low, -1.0), min(high, 1.0)))
 
 
 def compare_attacks(first: Sequence[Outcomes], second: Sequence[Outcomes]) -> Comparison:
     """Two attacks on the same networks compared, by their outcomes on the network of every seed.
 
-    The images are the unit: the networks are given. By McNemar's test; where there are several networks an image is for
-    the attack that succeeds on more of them, which makes it the sign test, and the difference is the mean of theirs.
+    The images are the unit: the networks are given. Several of them make no more images, so that difference, interval
+    and McNemar's p are those of their mean counts; a network on which no image counts has none. That is cautious: the
+    variance is that of networks which agree on every image, an upper bound by Cauchy-Schwarz.
     """
     pairs = tuple(Pairs.of(a, b) for a, b in zip(first, second, strict=True))
+    average = _average(pairs)
     n = min(len(outcomes.counted) for outcomes in (*first, *second))
-    counted = np.array([a.counted[:n] & b.counted[:n] for a, b in zip(first, second, strict=True)])
-    more = np.array([a.succeeded[:n].astype(int) - b.succeeded[:n] for a, b in zip(first, second, strict=True)])
-    seen = counted.any(axis=0)
-    differences = (more * counted).sum(axis=0)[seen] / counted.sum(axis=0)[seen]
-    signs = Pairs(0, int((differences > 0).sum()), int((differences < 0).sum()), 0)
-    if len(pairs) == 1 or not differences.any():
-        interval = _average(pairs).difference_interval
-    else:
-        interval, _ = mean_test(differences)
-    difference = float(differences.mean()) if len(differences) else math.nan
-    return Comparison("images", len(differences), difference, interval, signs.p, pairs)
+    images = np.any([a.counted[:n] & b.counted[:n] for a, b in zip(first, second, strict=True)], axis=0).sum()
+    p, q = average.shares
+    return Comparison("images", int(images), p - q, average.difference_interval, average.p, pairs)
 
 
 def _average(pairs: Sequence[Pairs]) -> Pairs:
-    """As of one network: several make no more images."""
-    return Pairs(*np.mean(pairs, axis=0).tolist())
+    """As of one network: several make no more images, and one without images makes no fewer."""
+    return Pairs(*np.mean([p for p in pairs if sum(p)] or [Pairs(0, 0, 0, 0)], axis=0).tolist())
 
 
 def by_seeds(differences: Sequence[float], by_image: Sequence[Comparison]) -> Comparison:
-    """The Comparison that the differences of several seeds make, no surer than any of by_image, those of the images; of
-    one seed the one of its images."""
+    """The Comparison that the differences of several seeds make, no surer than any of by_image, those of the images,
+    and sure of nothing where one of these points the other way; of one seed the one of its images. Seeds whose
+    difference is NaN do not count; fewer than two that do, or an infinite one, say nothing."""
     if len(differences) == 1:
         return by_image[0]
     pairs, found = by_image[0].pairs, [difference for difference in differences if not math.isnan(difference)]
-    if len(found) < 2:
+    if len(found) < 2 or not np.isfinite(found).all():
         return Comparison("seeds", len(found), math.nan, (-math.inf, math.inf), 1.0, pairs)
-    interval, p = mean_test(found)
+    mean, (interval, p) = statistics.fmean(found), mean_test(found)
     lows, highs = zip(interval, *(comparison.interval for comparison in by_image), strict=True)
-    p = max(p, *(comparison.p for comparison in by_image))
-    return Comparison("seeds", len(found), statistics.fmean(found), (min(lows), max(highs)), p, pairs)
+    p = max(p, *(c.p if c.difference * mean > 0 else 1.0 for c in by_image))
+    return Comparison("seeds", len(found), mean, (min(lows), max(highs)), p, pairs)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -14,7 +14,7 @@ ANSWERS = {  # exercise -> right answers, then wrong ones and what is said of th
         {"p[k] * (np.eye(len(p))[k] + p) / T": "(4) as printed", "0 * p": "moving x_i gives"},
     ),
     2: (["[1] + [0] * 9", "np.arange(10)"], {"[0] * 10": "agree", "[1, 2]": "Ten logits are asked for"}),
-    3: (["20"], {"19": "float32 still has 1 - p_k = 6.0e-08", "25": "With a lead of 24 float32 has 1 - p_k = 0"}),
+    3: (["20"], {"19": "float32, still has 1 - p_k = 6.0e-08", "25": "With a lead of 24 the exact p_k"}),
     4: (["np.log(T) / (T - 1)"], {"1 / T": "At T = 2 your margin is 0.5", "log(T)": "It raises NameError"}),
     5: (
         ["gradient * (1 - image)"],

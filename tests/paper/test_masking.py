@@ -200,11 +200,16 @@ def test_follow_maps_of_the_network_itself_is_algorithm_3(skip_unchanged):
 
 @pytest.mark.parametrize(
     ("moves", "succeeded", "median"),
-    [([3, 1, np.inf, 3], [0, 1, 1, 3, 3, 3], 3), ([9, 1, np.inf, 2], [0, 1, 2, 2, 2, 2], None)],
+    [
+        ([3, 1, np.inf, 3], [0, 1, 1, 3, 3, 3], 3),
+        ([9, 1, np.inf, 2], [0, 1, 2, 2, 2, 2], None),
+        ([4, 6], [0, 0, 0, 0, 1, 1], None),  # the mean of the middle two is within 5, one of them is not
+        ([4, 5, 6], [0, 0, 0, 0, 1, 2], 5),
+    ],
 )
 def test_success_curve_counts_successes_up_to_each_move(moves, succeeded, median):
     found = masking.success_curve(np.array(moves), 5)
-    assert found == {"attacked": 4, "succeeded": succeeded, "median": median}
+    assert found == {"attacked": len(moves), "succeeded": succeeded, "median": median}
 
 
 def test_success_curve_of_no_attack():
@@ -249,8 +254,14 @@ def test_judge_fails_where_a_rival_beats_the_gradient(rival):
     others = dict.fromkeys((name.replace(" ", "_") for name in RIVALS), succeeding(50))
     found, sentence = outcomes(late, **others | {rival.replace(" ", "_"): succeeding(140)})
     assert found.pop(rival) == "fail" and set(found.values()) == {"pass"}
-    assert sentence.startswith(f"1 of 6 checks fails (iterative against {rival}): the gradient is masked. Algorithm 3")
-    assert sentence.endswith("refreshed after every move on 50.0%, which measures no robustness.")
+    assert sentence.startswith(f"1 of 6 checks fails (iterative against {rival}): a sign of gradient masking. Algo")
+    assert sentence.endswith("refreshed after every move on 50.0%, which may measure no robustness.")
+
+
+def test_judge_never_concludes_from_signs_that_a_gradient_is_masked():
+    """Not from five of six that fail."""
+    found, sentence = outcomes(succeeding(20, 99), **{name.replace(" ", "_"): succeeding(150) for name in RIVALS})
+    assert list(found.values()).count("fail") == 5 and ": signs of gradient masking. " in sentence
 
 
 def test_judge_cannot_tell_what_is_not_significant():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minicnn import Tensor, ops
 from minicnn.paper.proof1_exercises import check
 
 
@@ -29,8 +30,9 @@ WRONG = [
     (2, [0] * 10, "agree for every i"),
     (2, [1, 0], "Ten logits"),
     (2, np.zeros((10, 1)), "It raises ValueError: x must be one vector"),
-    (3, 19, "still has 1 - p_k = 6.0e-08"),
-    (3, 21, "With a lead of 20 float32 has 1 - p_k = 0 already"),
+    (3, 17, "still has 1 - p_k = 3.6e-07. (A softmax computed in float32 is 1 sooner: its sum loses small terms.)"),
+    (3, 19, "the exact p_k, rounded to float32, still has 1 - p_k = 6.0e-08"),
+    (3, 21, "With a lead of 20 the exact p_k, rounded to float32, has 1 - p_k = 0 already"),
     (3, 19.5, "A whole number"),
     (4, lambda T: 0.05, "At T = 2 your margin is 0.05, and there the gradient is multiplied by 1.9"),
     (4, lambda T: np.log(2), "At T = 20"),
@@ -52,6 +54,19 @@ def test_check_knows_right_answers(exercise):
 def test_check_says_what_is_wrong(exercise, answer, said):
     found = check(exercise, answer)
     assert found.startswith(f"Exercise {exercise}: not yet. ") and said in found
+
+
+@pytest.mark.parametrize(("target", "first"), [(0, 17), (9, 19)])
+def test_check_3_is_not_of_a_softmax_computed_in_float32(target, first):
+    """From which lead on the engine's is 1, of the leads below the right answer."""
+    leads = np.arange(10, 20)
+    p = ops.softmax(Tensor(np.outer(leads, np.eye(10)[target]).astype(np.float32))).data[:, target]
+    assert leads[p == 1].tolist() == list(range(first, 20))
+
+
+def test_check_knows_five_exercises():
+    with pytest.raises(KeyError, match="9"):
+        check(9, 1)
 
 
 @pytest.mark.parametrize("exercise", RIGHT)

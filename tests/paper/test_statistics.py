@@ -7,10 +7,12 @@ import pytest
 
 from minicnn.paper.attacks import AttackResult
 from minicnn.paper.statistics import (
+    Comparison,
     Outcomes,
     Pairs,
     Rate,
     against,
+    by_seeds,
     compare_attacks,
     compare_networks,
     correlation,
@@ -251,12 +253,37 @@ def test_compare_networks_needs_seeds_that_agree():
     assert found.difference == pytest.approx(0) and found.p == pytest.approx(1)
 
 
+def test_compare_networks_of_few_images_stays_between_minus_1_and_1():
+    """Two seeds that agree on three images; two that do not agree."""
+    found = compare_networks(*zip(*2 * [of_counts(0, 3, 0, 0)], strict=True))
+    assert found.difference == 1 and found.interval == Pairs(0, 3, 0, 0).difference_interval and found.interval[0] < 0.5
+    found = compare_networks(*zip(of_counts(0, 1, 0, 9), of_counts(0, 9, 0, 1), strict=True))
+    assert mean_test([0.1, 0.9])[0][1] > 5 and found.interval == (-1, 1)
+
+
+def test_compare_networks_is_sure_of_nothing_where_the_images_point_the_other_way():
+    """Nine seeds on which one image counts, and one of a thousand that is beyond doubt."""
+    a, b = of_counts(0, 200, 700, 100)
+    one = np.arange(1000) == 0
+    seeds = [*9 * [(a._replace(counted=one), b)], (a, b)]
+    found = compare_networks(*zip(*seeds, strict=True))
+    by_image = compare_attacks(*zip(*seeds, strict=True))
+    assert mean_test([*9 * [1.0], -0.5])[1] < 0.001 and by_image.p < 1e-6
+    assert by_image.difference < 0 < found.difference and found.p == 1 and found.interval[0] < 0 < found.interval[1]
+
+
+def test_by_seeds_of_infinite_differences_says_nothing():
+    by_image = [Comparison("images", 9, -math.inf, (-math.inf, -math.inf), 0.004, ())]
+    for differences in [-math.inf, -math.inf], [-math.inf, -3.0], [math.inf, -math.inf]:
+        assert by_seeds(differences, 2 * by_image).p == 1
+
+
 def test_compare_attacks_on_several_networks_is_by_the_images():
     """They are the same images: three networks make no more of them."""
     seed = of_counts(44, 6, 0, 0)
     found = compare_attacks(*zip(*3 * [seed], strict=True))
     assert (found.unit, found.n, found.p) == ("images", 50, 0.03125)
-    assert found.difference == pytest.approx(0.12) and 0 < found.interval[0] < 0.12 < found.interval[1]
+    assert found.difference == pytest.approx(0.12) and found.interval == Pairs(44, 6, 0, 0).difference_interval
     other = of_counts(44, 0, 6, 0)  # the other attack, on the same images
     assert compare_attacks(*zip(seed, other, strict=True)).p == 1
     uncounted = outcomes(*[0] * 50, counted=[0] * 50)
@@ -267,10 +294,58 @@ def test_compare_attacks_on_several_networks_is_by_the_images():
     assert (found.difference, found.p, found.interval) == (0, 1, Pairs(50, 0, 0, 0).difference_interval)
 
 
+def of_images(first, second):
+    """compare_attacks of succeeded (networks, images), where every image counts."""
+    every = np.ones(np.shape(first)[1], bool)
+    return compare_attacks([Outcomes(every, a) for a in first], [Outcomes(every, b) for b in second])
+
+
+def test_compare_attacks_has_p_and_interval_of_one_difference():
+    """On more images one attack succeeds on more networks, thirty against twelve; by the mean it is the other."""
+    first, second = np.zeros((2, 3, 42), bool)
+    first[np.arange(30) % 3, np.arange(30)] = second[:, 30:] = True
+    found = of_images(first, second)
+    assert found.difference == pytest.approx(-2 / 42) and found.interval[0] < found.difference < 0 < found.interval[1]
+    assert found.p > 0.8 and found._replace(adjusted=found.p).order == 0
+
+
+def test_compare_attacks_on_several_networks_of_few_images():
+    for succeeded in [True], [False, True, True, True]:  # of the first attack, the second has none
+        one, found = (of_images(np.tile(succeeded, (k, 1)), np.zeros((k, len(succeeded)), bool)) for k in (1, 3))
+        assert (found.difference, found.interval, found.p) == (one.difference, one.interval, one.p)
+        assert -1 <= found.interval[0] < found.difference <= found.interval[1] <= 1
+
+
+def test_compare_attacks_contradicts_itself_nowhere_and_holds_the_truth():
+    """On three networks that share much of what decides, with images that some do not count."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(500):
+        shared, own = rng.random((2, 1, 40)), rng.random((2, 3, 40))
+        first, second = np.where(rng.random((2, 3, 40)) < 0.8, shared[:, None, 0], own) < [[[0.5]], [[0.3]]]
+        counted = rng.random((3, 40)) < [[0.9], [0.9], [0.4]]
+        found = compare_attacks(*([Outcomes(c, s) for c, s in zip(counted, x, strict=True)] for x in (first, second)))
+        low, high = found.interval
+        assert -1 <= low <= found.difference <= high <= 1 and 0 < found.p <= 1
+        assert found.p >= 0.05 or low > 0 or high < 0
+        held += low <= 0.2 <= high
+    assert held > 0.95 * 500
+
+
+def test_comparison_of_a_seed_without_images_is_that_of_the_others():
+    counts = (500, 80, 20, 400), (480, 90, 20, 410)
+    two = compare_networks(*zip(*(of_counts(*each) for each in counts), strict=True))
+    found = compare_networks(*zip(*(of_counts(*each) for each in (*counts, (0, 0, 0, 0))), strict=True))
+    assert found.n == 2 and found.factor == two.factor and found.factor[0] > 1.1
+    assert (found.difference, found.interval, found.p) == (two.difference, two.interval, two.p)
+    none = of_counts(0, 0, 0, 0)
+    factor, interval = compare_attacks(*zip(none, none, strict=True)).factor
+    assert math.isnan(factor) and interval == (0, math.inf)
+
+
 def test_compare_networks_of_one_seed_with_samples_judges_nothing():
     some, none = of_counts(0, 90, 10, 0), of_counts(0, 0, 0, 0)
     found = compare_networks(*zip(some, none, strict=True))
-    assert (found.unit, found.n, found.p) == ("seeds", 1, 1) and found.interval == (-math.inf, math.inf)
+    assert (found.unit, found.n, found.p) == ("seeds", 1, 1) and found.interval == (-1, 1)
 
 
 def test_comparison_order_is_of_the_adjusted_p():
