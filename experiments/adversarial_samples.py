@@ -14,6 +14,7 @@ pixels_changed.png.
 
 import dataclasses
 import itertools
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ def share(seen):
 
 
 def describe(found):
-    """The figures of study as tables."""
+    """The figures of study as report.Parts."""
     pixels, seen, controls = [], [], []
     for name, of_name in found["attacks"].items():
         changed, classifier = of_name["pixels_changed"], of_name["classifier"]
@@ -210,15 +211,17 @@ def describe(found):
                 "network, control": percent(of_name["network"]["control_as_label"]),
             }
         )
-    return (
-        "Pixels changed in the adversarial samples of network, algorithm, arithmetic:\n"
-        f"{report.table(pixels)}\n\n"
-        f"What the {CLASSIFIER} see in them, % (95 % intervals); of all clean test\n"
-        f"images they see {found['clean_test_images']['share']:.2%} correctly:\n"
-        f"{report.table(seen)}\n\n"
-        "Who sees the label in the same images before the attack, and in the control,\n"
-        "as many pixels changed at random, % (95 % intervals):\n"
-        f"{report.table(controls)}"
+    return report.Parts(
+        [
+            "Pixels changed in the adversarial samples of network, algorithm, arithmetic:",
+            report.Table(pixels),
+            f"What the {CLASSIFIER} see in them, % (95 % intervals); of all clean test images they see "
+            f"{found['clean_test_images']['share']:.2%} correctly:",
+            report.Table(seen),
+            "Who sees the label in the same images before the attack, and in the control, as many pixels changed at "
+            "random, % (95 % intervals):",
+            report.Table(controls),
+        ]
     )
 
 
@@ -237,9 +240,9 @@ def draw(path, made, seed):
     for axis in axes.flat:
         axis.axis("off")
     for samples, (above, below) in zip(rows, axes.reshape(-1, 2, 1 + DRAWN), strict=False):
-        heads = f"{samples.network}\nAlgorithm {samples.algorithm}", "as many pixels\nat random"
+        heads = f"{textwrap.fill(samples.network, 14)}\nAlgorithm {samples.algorithm}", "as many pixels\nat random"
         for axis, head in zip((above[0], below[0]), heads, strict=True):
-            axis.text(0.5, 0.5, head, ha="center", va="center", fontsize=8).set_in_layout(False)
+            axis.text(0.5, 0.5, head, ha="center", va="center", fontsize=figures.SMALL).set_in_layout(False)
         drawn = np.random.default_rng(seed).permutation(len(samples.labels))[:DRAWN]
         for i, top, bottom in zip(drawn, above[1:], below[1:], strict=False):
             for axis, seen, what in (
@@ -265,12 +268,12 @@ def draw_pixels(path, made):
             [*shares, shares[-1]],
             where="post",
             color=f"C{networks.index(samples.network)}",
-            linewidth=1 + networks.index(samples.network),
             linestyle="-" if samples.arithmetic == "scaled" else ":",
+            marker="os^Dv"[networks.index(samples.network) % 5],
+            markevery=0.1,
             label=f"{samples.network}, {samples.arithmetic}",
         )
-        panel.set(title=f"Algorithm {samples.algorithm}", xlabel="pixels changed, at most", ylim=(-1, 101))
-        panel.grid(alpha=0.3)
+        panel.set(title=f"Algorithm {samples.algorithm}", xlabel="pixels changed, at most", ylim=(-2, 102))
     axes[0, 0].set_ylabel("attacked images that fall (%)")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     common.save_figure(path, fig)
@@ -288,19 +291,17 @@ def study(networks, dataset, sample, setting, seed, store):
     return {"classifier": CLASSIFIER, "clean_test_images": share(right), "attacks": found}, made
 
 
-def section(found, made, seed, folder):
-    """Draw what study has returned to the folder, and show it: a report.Section. seed: of the samples drawn."""
+def section(found, folder):
+    """What adversarial_samples.json and its pictures tell, as a report.Section."""
     pictures = [
-        (
+        report.Picture(
             "Adversarial samples in scaled arithmetic, drawn at random, not chosen; below each the same image with as "
             f"many pixels changed at random. Seen as: by the attacked network; k-NN: by the {CLASSIFIER}.",
             folder / "adversarial_samples.png",
         ),
-        ("How many pixels the adversarial samples needed.", folder / "pixels_changed.png"),
+        report.Picture("How many pixels the adversarial samples needed.", folder / "pixels_changed.png"),
     ]
-    draw(pictures[0][1], made, seed)
-    draw_pixels(pictures[1][1], made)
-    return report.Section("Is it still the digit?", describe(found), pictures)
+    return report.Section("Is it still the digit?", report.Parts([*pictures, *describe(found)]))
 
 
 def main(options):
@@ -310,7 +311,7 @@ def main(options):
             name, path = chosen.stem, chosen
         else:
             name = common.of_seed(chosen, options.seed)
-            path = common.find_weights(name, options.dataset, options.out)
+            path = common.find_weights(name, options.dataset, options.out, "--networks FILE.npz")
         if name in paths:
             raise common.UsageError(f"--networks: two are called {name}")
         paths[name] = path
@@ -329,7 +330,8 @@ def main(options):
         | found,
     )
     print(f"{sample}\n\n{describe(found)}")
-    section(found, made, options.seed, options.out)
+    draw(options.out / "adversarial_samples.png", made, options.seed)
+    draw_pixels(options.out / "pixels_changed.png", made)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def draw(path, sample, found, title):
 
     sample: samples of this image alone; found: its SaliencyMaps.
     """
-    fig, ((before, *between, after),) = common.figure(1, 2 if found is None else 3, width=2.4, height=3.2)
+    fig, ((before, *between, after),) = common.figure(1, 2 if found is None else 3, width=2.4, height=3.7)
     image, adversarial = sample["images"][0, 0], sample["adversarial"][0, 0]
     figures.show_image(before, image, f"test image {sample['index'][0]},\nlabel {sample['labels'][0]}")
     for axes in between:
@@ -84,7 +84,9 @@ def draw(path, sample, found, title):
         size = "exactly 0 everywhere" if zero else f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
         figures.show_map(axes, found.maps[0, 0], f"saliency map,\n{size}")
     figures.show_moves(after, image, adversarial, outcome(sample))
-    fig.suptitle(title, fontsize=9)
+    if between:
+        figures.show_colours(fig, np.array([before, *between, after]))
+    common.head(fig, title)
     common.save_figure(path, fig)
 
 
@@ -97,7 +99,8 @@ def main(options):
     if options.other is not None:
         file = options.other
         if not isinstance(file, Path):
-            file = common.find_weights(common.of_seed(file, options.seed), options.dataset, options.out)
+            name = common.of_seed(file, options.seed)
+            file = common.find_weights(name, options.dataset, options.out, "--other FILE.npz")
         other = common.load_network(file, options.device, options.ties)
     stronger = options.algorithm not in attacks.ALGORITHMS
     if stronger and (options.arithmetic != "scaled" or options.attack_temperature != 1):
@@ -114,6 +117,7 @@ def main(options):
     setting, store = common.setting(options, options.arithmetic), common.Store(options.out / "parts")
     if stronger:
         setting = dataclasses.replace(setting, skip_unchanged=True)
+    common.tell_replaced(options.json, seed=options.seed, weights=str(path), setting=vars(setting))
     title = options.algorithm if stronger else f"Algorithm {options.algorithm}, {options.arithmetic}"
 
     def run(images, labels, indices):

@@ -165,7 +165,7 @@ def main(options):
 
 
 if __name__ == "__main__":
-    parser = common.arguments(__doc__)
+    parser = common.arguments(__doc__, ("mnist", "digits"), "author_networks in the cache folder")
     parser.add_argument("--clone", type=Path, metavar="DIR", help="your clone of songhobby/CNN")
-    parser.set_defaults(dataset="mnist", out=made_folder())
+    parser.set_defaults(out=made_folder())
     common.run(main, parser, resumes=False)

@@ -401,6 +401,15 @@ def _logarithmic(panel, ticks, title, label):
     panel.set(title=title, xlabel=label)
 
 
+def cases_of_scaling(plan, counts):
+    """(algorithm, images, repeats) of each attack whose cost is measured against work."""
+    return [
+        (algorithm, count, repeats if count <= plan.attacked[0] else 1)
+        for algorithm, repeats in zip("123", plan.attack_repeats, strict=False)
+        for count in dict.fromkeys(min(n, LOSS_DIFFERENCES) if algorithm == "2" else n for n in counts)
+    ]
+
+
 def main(options):
     reference = torch = None
     if options.against == "torch":
@@ -425,12 +434,7 @@ def main(options):
 
     plan, computes = PLANS[options.device], who_computes(torch)
     attacked = list(zip("1234", options.images or plan.attacked, plan.attack_repeats, strict=False))
-    scaled = [
-        (algorithm, count, repeats if count <= plan.attacked[0] else 1)
-        for algorithm, repeats in zip("123", plan.attack_repeats, strict=False)
-        for count in options.counts
-        if algorithm != "2" or count <= LOSS_DIFFERENCES
-    ]
+    scaled = cases_of_scaling(plan, options.counts)
     total = 2 + len(plan.maps) + (options.device == "cpu") + options.attacks * len(attacked)
     total += cpu.convolutions() == "compiled"
     if options.scaling:

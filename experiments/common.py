@@ -110,18 +110,19 @@ def ties_argument(parser, default="all"):
     choice(parser, "--ties", ("first", "all"), default, meaning)
 
 
-def arguments(module_doc):
-    """A parser with the options that every experiment has; its description is the experiment's docstring."""
+def arguments(module_doc, datasets=("digits", "mnist"), out="runs/DATASET"):
+    """A parser with the options that every experiment has; its description is the experiment's docstring. datasets:
+    those that it takes, its default first; out: where it writes by default, in words."""
     parser = Parser(
         allow_abbrev=False,
         prog=f"python -m experiments.{experiment_name()}",
         description=module_doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits", help="default: digits")
+    parser.add_argument("--dataset", choices=datasets, default=datasets[0], help=f"default: {datasets[0]}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--seed", type=seed, default=0, help="of random numbers, and of the networks meant; default: 0")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results; default: runs/DATASET")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for results; default: {out}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results as JSON; default: in the folder")
     return parser
 
@@ -144,6 +145,16 @@ def training_arguments(parser):
     meaning = "dropout while the distilled labels are computed: on as the author did, off as Papernot et al."
     choice(parser, "--teacher-dropout", ("on", "off"), "on", meaning)
     parser.add_argument("--no-graph", action="store_true", help="cuda: run each step by itself, for debugging")
+
+
+def refuse_training(options, option):
+    """Raises UsageError where the options say how to train, though `option` is given, which names trained networks."""
+    parser = argparse.ArgumentParser()
+    training_arguments(parser)
+    names = ("epochs", "batch", "validation", "teacher_dropout", "no_graph")
+    given = [f"--{n.replace('_', '-')}" for n in names if getattr(options, n) != parser.get_default(n)]
+    if given:
+        raise UsageError(f"{option} takes networks as they are: leave out {', '.join(given)}, or train")
 
 
 def denominator_argument(parser):
@@ -355,9 +366,9 @@ def train(name, dataset, protocol, folder, draw=True, teacher=None):
     return network, history
 
 
-def find_weights(name, dataset, folder):
+def find_weights(name, dataset, folder, option):
     """The weight file of one of the NETWORKS, or of a Protocol.file_name, trained on the data set of that name: in the
-    folder, else the committed one. Raises UsageError where there is none."""
+    folder, else the committed one. Raises UsageError where there is none; option: what it advises instead."""
     folders = [folder, RESULTS / dataset]
     for place in folders:
         if (place / f"{name}.npz").exists():
@@ -366,8 +377,8 @@ def find_weights(name, dataset, folder):
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
         f"python -m experiments.train --dataset {dataset} --network {network}"
-        f"{'' if folder == default_folder(dataset) else f' --out {folder}'}"
-        f"{'' if name == network else ' and the options of that name'}, or name --weights FILE"
+        f"{'' if folder == default_folder(dataset) else f' --out {shlex.quote(str(folder))}'}"
+        f"{'' if name == network else ' and the options of that name'}, or name {option}"
     )
 
 
@@ -383,7 +394,7 @@ def chosen_name(options):
 
 def chosen_weights(options):
     """The weight file of the options that network_arguments adds. Raises UsageError where there is none."""
-    return options.weights or find_weights(chosen_name(options), options.dataset, options.out)
+    return options.weights or find_weights(chosen_name(options), options.dataset, options.out, "--weights FILE")
 
 
 def load_network(path, device="cpu", ties="all", dtype=np.float32, T=None):
@@ -630,6 +641,15 @@ def write_json(path, results):
     write_atomically(path, (json.dumps(plain(results), indent=1, allow_nan=False) + "\n").encode())
 
 
+def tell_replaced(path, **told):
+    """A note where the JSON of results at `path`, which is to be written, is there already and tells otherwise: by what
+    name -> value."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if differ := [name for name, value in told.items() if name in found and found[name] != value]:
+            note(f"{path} is of another {' and '.join(differ)}: it is replaced")
+
+
 def write_csv(path, rows):
     """Write dicts of the same keys as CSV, atomically."""
     text = io.StringIO()
@@ -646,6 +666,8 @@ def read_csv(path):
         if not rows:
             raise ValueError("it has no rows")
         return rows
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing") from None
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is no readable table of numbers ({error})") from None
 
@@ -675,7 +697,7 @@ def plain_numbers(axis, ticks=None):
     if not ticks and not math.isfinite(axis.get_minpos()):
         return
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5), numticks=20))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_locator(NullLocator())
 

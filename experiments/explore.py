@@ -112,7 +112,7 @@ def main(options):
         if options.trained:
             paths[name] = options.trained / f"{file_name}.npz"
         else:
-            paths[name] = common.find_weights(file_name, options.dataset, options.out)
+            paths[name] = common.find_weights(file_name, options.dataset, options.out, "--trained DIR")
     trained_T = {"standard": 1.0, "temperature": TEMPERATURE}
     networks = {n: common.load_network(p, options.device, options.ties, T=trained_T[n]) for n, p in paths.items()}
     dataset = common.load_data(options.dataset)

@@ -2,8 +2,9 @@
 
 Networks come from the results folder, are trained where they are missing, or are named with --weights. Attacks take
 100 digits or 300 images of MNIST and gradient_budget all test images, unless --images says otherwise. Every attack is
-kept in DIR/parts: a run that was stopped goes on from there. Writes masking.json, masking_budget.csv and PNG figures.
-The parts:
+kept in DIR/parts: a run that was stopped goes on from there. Writes masking.json, masking_budget.csv and PNG figures;
+of some parts alone, masking_PART_PART.json. A network that is found is taken as it is, however it was trained. The
+parts:
 """
 
 import argparse
@@ -244,8 +245,6 @@ def gradient_budget(trained, dataset, study):
     sample = common.sample(dataset, study.count or len(dataset.test_labels), study.seed, study.first)
     networks = paper_networks(trained)
     reference, T = networks.pop("standard"), study.setting.T
-    if not networks:
-        raise common.UsageError("gradient_budget compares with standard: name temperature or distilled beside it")
     told = {"reference_T": T, "trained_T": study.trained_T, "store": study.store}
     figures = {
         name: {
@@ -402,12 +401,11 @@ def tell_pixels(figures):
 
 
 def tell_stronger(figures):
-    found = (
-        f"{network} {curves['best']['succeeded'][20] / curves['best']['attacked']:.1%}"
-        for network, curves in figures.items()
-        if len(curves["best"]["succeeded"]) > 20
-    )
-    return f"Within 20 moves the best of all finds, of the images attacked: {', '.join(found)}."
+    best = {network: curves["best"] for network, curves in figures.items()}
+    moves = min(20, *(len(curve["succeeded"]) - 1 for curve in best.values()))
+    found = (f"{network} {curve['succeeded'][moves] / curve['attacked']:.1%}" for network, curve in best.items())
+    within = f"{moves} move{'s' * (moves > 1)}"
+    return f"Within {within} the best of all finds, of the images attacked: {', '.join(found)}."
 
 
 SENTENCES = {
@@ -438,8 +436,12 @@ def study(parts, trained, dataset, study, folder):
     """Measure each of the parts, names of PARTS; yields (name, figures), then prints and draws them.
 
     trained: name -> network, `standard` among them. study: a Study. Raises UsageError where one of the networks is
-    right on no image: there is nothing to attack.
+    right on no image: there is nothing to attack; or gradient_budget has none to compare with standard.
     """
+    if "gradient_budget" in parts and len(paper_networks(trained)) < 2:
+        raise common.UsageError(
+            "gradient_budget compares with standard: name temperature or distilled beside it, or --parts without it"
+        )
     for name, network in trained.items():
         right = training.correct(network, *study.sample(dataset))
         if not right.any():
@@ -459,8 +461,8 @@ def find_or_train(parts, dataset, protocol, folder, ties):
     for name in (name for name in NETWORKS if name in needed):
         file_name, T = protocol.file_name(name), protocol.recipe(name).temperature
         try:
-            path = common.find_weights(file_name, protocol.dataset, folder)
-            print(f"{name}: {path}", flush=True)
+            path = common.find_weights(file_name, protocol.dataset, folder, "--weights")
+            print(f"{name}: {path}, taken as it is", flush=True)
         except common.UsageError:
             print(f"{name}: to be trained, {protocol.epochs} epochs", flush=True)
             common.train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
@@ -477,9 +479,17 @@ def named_weights(text):
     return name, Path(path)
 
 
+def file_name(parts):
+    """Of the JSON: a run of some parts alone replaces no other's."""
+    some = "".join(f"_{name}" for name in PARTS if name in parts)
+    return f"masking{'' if set(parts) == set(PARTS) else some}.json"
+
+
 def main(options):
-    if options.weights and "standard" not in dict(options.weights):
-        raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
+    if options.weights:
+        common.refuse_training(options, "--weights")
+        if "standard" not in dict(options.weights):
+            raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
     dataset, protocol = common.load_data(options.dataset, options.validation), common.protocol(options)
     if options.weights:
         trained = {
@@ -511,4 +521,4 @@ if __name__ == "__main__":
     )
     common.training_arguments(parser)
     common.attack_arguments(parser, "100 of digits, 300 of mnist; all for gradient_budget")
-    common.run(main, parser)
+    common.run(main, parser, lambda options: file_name(options.parts))

@@ -139,7 +139,13 @@ def draw_slip(path):
     styles = {
         "printed_4": {"label": "(4) as printed", "color": "tab:orange", "lw": 5, "alpha": 0.6},
         "printed_5": {"label": "(5) as printed", "color": "tab:red", "lw": 1.8, "ls": (0, (5, 3))},
-        "corrected_5": {"label": "corrected: the truth", "color": "tab:green", "marker": "o", "markevery": 40},
+        "corrected_5": {
+            "label": "corrected: the truth",
+            "color": "tab:green",
+            "ls": "-",
+            "marker": "o",
+            "markevery": 40,
+        },
     }
     figure, ((own, rival),) = common.figure(1, 2, width=5, height=4.4)
     near_0 = rival.inset_axes((0.14, 0.6, 0.55, 0.3))
@@ -155,10 +161,11 @@ def draw_slip(path):
     near_0.tick_params(labelsize=8)
     own.text(0.55, 1.25, "(4) and (5) as printed\nare equal here: $p_k (1 + p_k)$", ha="right")
     handles = own.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, handlelength=3.5)
-    figure.suptitle(
+    figure.legend(*handles, loc="outside lower center", ncols=3)
+    common.head(
+        figure,
         "Proof 1: the true gradient dies out as the network grows confident, the printed (5) does not\n"
-        "ten classes: the target, and nine equal rivals"
+        "ten classes: the target, and nine equal rivals",
     )
     common.save_figure(path, figure)
 
@@ -185,16 +192,23 @@ def draw_equation_1(moves, path):
         axes.set_ylim(1e-6, 2 * highest)
     panels_axes[0].set_ylabel("|actual change of the loss|")
     handles = panels_axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, markerscale=3)
-    figure.suptitle("Equation (1): one pixel moved; both axes over (largest gradient of the image) × (part of the way)")
+    figure.legend(*handles, loc="outside lower center", ncols=3, markerscale=3)
+    common.head(
+        figure, "Equation (1): one pixel moved; both axes over (largest gradient of the image) × (part of the way)"
+    )
     common.save_figure(path, figure)
 
 
 def name_of(options):
-    """What the results are called in the names of files; --seed is not the network's, but that of the samples."""
+    """What the results are called in the names of files."""
     if options.symbolic:
         return "symbolic"
-    return Path(options.weights).stem if options.weights else options.network or "standard"
+    return Path(options.weights).stem if options.weights else network_name(options)
+
+
+def network_name(options):
+    """What train calls the network that is asked for, or is taken."""
+    return common.of_seed(options.network or "standard", options.seed)
 
 
 def walk(options):
@@ -205,9 +219,9 @@ def walk(options):
         "limit": measured.limit_of_certainty(),
         "training_temperature": measured.training_temperature(),
     }
-    path, name = options.weights, options.network or "standard"
+    path, name = options.weights, network_name(options)
     try:
-        path = path or common.find_weights(name, options.dataset, options.out)
+        path = path or common.find_weights(name, options.dataset, options.out, "--weights FILE")
         network = common.load_network(path, options.device, options.ties, np.float64)
         dataset = common.load_data(options.dataset)
         chosen = measured.correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)

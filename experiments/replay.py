@@ -15,9 +15,9 @@ First in plain float32 as he computed it: at most 99 moves, to 1, loss at T = 1,
 Then the same images in scaled float32, which does not underflow.
 
 Exits with 1 where a decision or a figure of the plain runs differs from his, and names the images. Writes replay.json
-and replay.png. Needs the author's networks, which experiments.author_networks makes. Nine minutes of processor time, so
-about five on 2 free cores; --plain leaves out scaled, two fifths of it. It goes on where it was stopped. --seed has no
-influence.
+and replay.png; with --plain, replay_plain.json and replay_plain.png, which no report shows. Needs the author's
+networks, which experiments.author_networks makes. Nine minutes of processor time, so about five on 2 free cores;
+--plain leaves out scaled, two fifths of it. It goes on where it was stopped. --seed has no influence.
 """
 
 import sys
@@ -204,13 +204,17 @@ def section(results, folder):
     return report.Section("The author's runs, image for image", report.Parts(parts))
 
 
+def name_of(options):
+    """What the results are called in the names of files."""
+    return "replay_plain" if options.plain else "replay"
+
+
 def main(options):
-    if options.dataset != "mnist":
-        raise common.UsageError("the author's runs are on mnist: leave out --dataset")
     networks = author_networks(options.device)
     if isinstance(networks, Missing):
         raise common.UsageError(f"replay {networks.reason}")
     dataset, store, replayed = common.load_data("mnist"), common.Store(options.out / "parts"), {}
+    picture = options.out / f"{name_of(options)}.png"
     for arithmetic in ARITHMETICS[: 1 if options.plain else None]:
         for run in RUNS:
             told = read_run(run)
@@ -228,19 +232,18 @@ def main(options):
                 print(report.wrapped(sentence, indent=0), flush=True)
     if not options.plain:
         print(f"\n{arithmetics(replayed)}")
-    draw(options.out / "replay.png", replayed)
-    print(f"\nwritten: {options.json}, {options.out / 'replay.png'}")
+    draw(picture, replayed)
+    print(f"\nwritten: {options.json}, {picture}")
     if wrong:
         sys.exit(1)
 
 
 def command_line():
     """The parser of this experiment."""
-    parser = common.arguments(__doc__)
-    parser.add_argument("--plain", action="store_true", help="only his arithmetic")
-    parser.set_defaults(dataset="mnist")
+    parser = common.arguments(__doc__, datasets=("mnist",))
+    parser.add_argument("--plain", action="store_true", help="only his arithmetic; writes replay_plain.json and .png")
     return parser
 
 
 if __name__ == "__main__":
-    common.run(main, command_line())
+    common.run(main, command_line(), lambda options: f"{name_of(options)}.json")

@@ -3,13 +3,14 @@ the paper says.
 
 Networks: standard (T = 1), temperature (T = 20 on hard labels, also the teacher), distilled (T = 20 on its soft
 labels). Every attack is run with the author's arithmetic (plain float32, which underflows) and with ours (scaled). In
-the folder: results.json, report.md, report.html, the figures, and the trained networks. Everything resumes.
+the folder: results.json, report.md, report.html, explore.html, the figures, and the trained networks. All of it resumes.
 
 The paper's protocol is --dataset mnist (50 epochs); the default is scikit-learn's digits, a few minutes. --trained
 experiments/results/mnist takes the networks that come with the project instead of training, and with them the one that
 the paper has not, where it is there. --seeds N trains or takes those of N seeds, named as train names them: only then
 is anything said of training, not of two networks alone. --masking adds what experiments.masking finds, a longer study
-of why temperature seemed to work.
+of why temperature seemed to work. The report also shows what experiments.replay, experiments.sweep and
+experiments.adversarial_samples have left in the same folder.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import article, claims, common, figures, masking, report
+from experiments import article, claims, common, explore, figures, masking, report
 from experiments.author_networks import author_networks
 from experiments.claims import Missing
 from minicnn import training
@@ -34,9 +35,7 @@ IMAGES = {
 }
 # The networks that the table needs them on; the others run on all.
 ATTACKED = {"2": ("standard",), "4": ("standard",), "author": PAPER_NETWORKS}
-OF_TRAINING = ("epochs", "batch", "validation", "teacher_dropout", "no_graph")  # options
 FIGURE_IMAGES = 8
-SEARCHED = 300  # images for one that shows the finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Plan:
 
 def main(options):
     if options.trained:
-        refuse_training(options)
+        common.refuse_training(options, "--trained")
     dataset = common.load_data(options.dataset, options.validation)
     sample = common.sample(dataset, len(dataset.test_labels), options.seed, options.first is not None)
     store, asked = common.Store(options.out / "parts"), options.first or options.images
@@ -68,6 +67,10 @@ def main(options):
     seeds = range(options.seed, options.seed + options.seeds)
     protocols = [dataclasses.replace(common.protocol(options), seed=seed) for seed in seeds]
     names = PAPER_NETWORKS if options.trained is None else those_there(options.trained, protocols)
+
+    if options.trained:  # what a seed lacks is missed before the attacks on another
+        for protocol in protocols:
+            find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
 
     runs, histories, shown = [], {name: [] for name in names}, None
     for protocol in protocols:
@@ -92,7 +95,7 @@ def main(options):
     judged = claims.Results(runs, plan.trained_T, theirs, appendix)
     measured = claims.measure(judged)
     table = claims.rows(judged, measured)
-    rates = over_seeds(runs) | ({} if isinstance(theirs, Missing) else over_seeds([theirs], "the author's "))
+    rates = over_seeds(runs) | ({} if isinstance(theirs, Missing) else over_seeds([theirs], article.THEIRS))
 
     epochs = [{name: len(history[i]) for name, history in histories.items()} for i in range(len(seeds))]
     results = common.environment(options) | {
@@ -117,6 +120,8 @@ def main(options):
     print(f"\n{report.terminal(claims.as_table(table))}\n\n{article.means(rates)}")
 
     pictures = draw(options.out, sample, shown, histories, their_networks, runs, plan)
+    page = common.environment(options) | explore.embed(shown, sample, plan.setting, plan.trained_T)
+    explore.write(options.out / "explore.html", page)
     told_of = (results, measured, table, rates, pictures, options.out)
     report.write(options.out, *article.article(*told_of))
     if options.masking:
@@ -129,15 +134,7 @@ def main(options):
         results["masking"], more = study_masking(studied, dataset, told)
         common.write_json(options.json, results)
         report.write(options.out, *article.article(*told_of, more))
-    print(f"\nwritten: {options.json}, {options.out}/report.md and report.html with their figures")
-
-
-def refuse_training(options):
-    """Raises UsageError where the options say how to train."""
-    given = [name for name in OF_TRAINING if getattr(options, name) != command_line().get_default(name)]
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise common.UsageError(f"--trained takes networks as they are: leave out {names}, or train")
+    print(f"\nwritten: {options.json}, {options.out}/explore.html, report.md and report.html with their figures")
 
 
 def image_counts(dataset, images, expensive, refreshed):
@@ -300,20 +297,18 @@ def attack_and_look(network, images, labels, setting):
 def draw_finding(path, sample, network, plan):
     """One image, its map and Algorithm 1, in plain and in scaled arithmetic, on the T-trained network.
 
-    The image is the first that the network sees correctly and whose plain map is zero, or the first seen correctly.
+    The image is that of the page, explore.choose's.
     """
-    count = min(plan.images["1"], SEARCHED)
-    images, labels = sample.images[:count], sample.labels[:count]
-    plain = saliency_maps(network, images, labels, plan.setting.T, "plain")
-    decisions = plain.logits.argmax(axis=1)
-    shown = int(np.argmax(2 * (decisions == labels) + (plain.zeros == plain.maps[0].size)))
+    images, labels = sample.images[: explore.SEARCHED], sample.labels[: explore.SEARCHED]
+    shown = explore.choose(network, images, labels, plan.setting.T)
     image, label = images[shown : shown + 1], labels[shown : shown + 1]
+    seen = training.predict(network, image).argmax()
     rows = []
     for setting in plan.settings():
         result, (decision,) = attack_and_look(network, image, label, setting)
         maps = saliency_maps(network, image, label, setting.T, setting.arithmetic)
         rows.append((setting.arithmetic, maps, result, decision))
-    figures.draw_finding(path, image[0], f"T = {plan.trained_T:g} network sees {decisions[shown]}", rows)
+    figures.draw_finding(path, image[0], f"T = {plan.trained_T:g} network sees {seen}", rows)
 
 
 def masking_networks(networks, dataset, protocol, trained, folder, ties):

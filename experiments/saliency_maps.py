@@ -1,5 +1,5 @@
 """Draw the paper's Figures 1 and 2 (samples, and their adversarial versions by Algorithm 1) and saliency maps as in
-Appendix A: of one network, for the first test images, or for one image with --index.
+Appendix A: of one network, for some test images, or for one image with --index.
 
 With --index the JSON holds the map itself: index, label, mean, max (of the map as written), log10_max (of the largest
 true gradient; null where no entry is above zero), map (28 x 28) and log10_scale (the true gradient is map x
@@ -49,14 +49,15 @@ def main(options):
     network = common.load_network(path, options.device, options.ties)
     tested = len(dataset.test_labels)
     if options.index is not None:
-        if options.images is not None:
-            raise common.UsageError("--index is one image and --images the first ones: choose one of the two")
+        if options.images or options.first:
+            raise common.UsageError("--index is one image, --images and --first are several: choose one of the three")
         if not 0 <= options.index < tested:
             raise common.UsageError(f"--index {options.index}: {options.dataset} has test images 0 to {tested - 1}")
         chosen = np.array([options.index])
     else:
-        chosen = np.arange(len(common.first_images(dataset, options.images or 8)[0]))
+        chosen = common.chosen_sample(options, dataset, 8).indices
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
+    common.tell_replaced(options.json, seed=options.seed, weights=str(path))
     T = options.attack_temperature
     found = {a: saliency_maps(network, images, labels, T, a) for a in attacks.ARITHMETICS}
     setting = common.setting(options, options.arithmetic)
@@ -80,8 +81,7 @@ def main(options):
             f"test image {entry['index']}, label {entry['label']}, {options.arithmetic}: mean {entry['mean']:.5g}, "
             f"max {entry['max']:.6g}, {size}, {entry['zeros']} zeros; Algorithm 1 {outcome}"
         )
-    # Bytes that are no text cannot be drawn, and what stands between two $ would be drawn as a formula.
-    name = str(path).encode(errors="replace").decode().replace("$", r"\$")
+    name = common.chosen_name(options).encode(errors="replace").decode()  # bytes that are no text cannot be drawn
     title = f"{name}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
     if len(images) > DRAWN:
         common.note(f"the pictures show the first {DRAWN} of the {len(images)} images")
@@ -93,7 +93,7 @@ def main(options):
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
     common.network_arguments(parser)
-    parser.add_argument("--index", type=int, metavar="I", help="one test image, from 0, instead of the first ones")
+    parser.add_argument("--index", type=int, metavar="I", help="one test image, from 0, instead of several")
     common.choice(parser, "--arithmetic", attacks.ARITHMETICS, "plain", "of the map that is written")
     common.attack_arguments(parser, "8")
     common.run(main, parser, lambda o: f"saliency_maps_{ending(o)}.json")

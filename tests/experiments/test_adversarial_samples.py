@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import adversarial_samples, common
-from experiments.adversarial_samples import Classifier, Samples, Seen, change_at_random, describe, measure
+from experiments.adversarial_samples import Classifier, Samples, Seen, change_at_random, describe, measure, section
 from minicnn import correct, data
 from minicnn.weights import load_npz
 from tests.experiments.conftest import PNG, TRAINED, assert_mistake, read_json, succeed
@@ -109,7 +109,7 @@ def test_measure_of_no_samples():
 def test_describe_fits_a_terminal():
     found = {"clean_test_images": {"share": 0.9715}}
     found["attacks"] = {samples.name: measure(samples) for samples in (made(), none())}
-    text = describe(found)
+    text = str(describe(found))
     assert max(map(len, text.splitlines())) <= 80
     for shown in ("97.15%", "3 (1 to 30)", "1 to 26", "40 (12 to 77)", "20 (4 to 62)", "80 (38 to 96)", "none"):
         assert f" {shown}" in text, shown
@@ -167,8 +167,10 @@ def test_adversarial_samples_command(trained, untrained, digits, tmp_path, monke
     assert 0 < of_3["pixels_changed"]["quantile_0.5"] <= 40
     seen = [of_3["classifier"][f"as_{name}"]["count"] for name in ("label", "network", "another")]
     assert sum(seen) == of_3["samples"] == len(of_3["by_image"]["classifier"])
-    for picture in ("adversarial_samples.png", "pixels_changed.png"):
-        assert (tmp_path / picture).read_bytes().startswith(PNG)
+    first, second, *described = section(found, tmp_path).parts
+    for picture in first, second:
+        assert picture.path.read_bytes().startswith(PNG)
+    assert all(str(part) in out for part in described if not isinstance(part, str))
     with monkeypatch.context() as patch:
         patch.setattr("minicnn.paper.attacks.attack", None)
         patch.setattr("sklearn.neighbors.KNeighborsClassifier.predict", None)

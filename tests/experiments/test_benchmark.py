@@ -122,6 +122,12 @@ def test_benchmark_measures_nothing_twice_and_loses_nothing_to_a_picture(scaled)
     assert {name: before[name] for name in timed} == {name: after[name] for name in timed}
 
 
+def test_benchmark_takes_no_more_loss_differences_than_it_says():
+    """And no count twice."""
+    cases = benchmark.cases_of_scaling(benchmark.PLANS["cpu"], [101, 200, 101])
+    assert [case[:2] for case in cases] == [("1", 101), ("1", 200), ("2", 100), ("3", 101), ("3", 200)]
+
+
 def test_benchmark_says_what_it_found_in_80_columns(scaled):
     folder, _, _, (_, out, _) = scaled
     assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 80

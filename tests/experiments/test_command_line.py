@@ -39,6 +39,19 @@ def test_help_names_every_option(experiment):
         assert f"\n  {option} " in text, option
 
 
+@pytest.mark.parametrize(
+    ("experiment", "defaults"),
+    [
+        ("train", ("default: digits", "default: runs/DATASET")),
+        ("replay", ("{mnist}", "default: mnist", "default: runs/DATASET")),
+        ("author_networks", ("default: mnist", "default: author_networks in the cache folder")),
+    ],
+)
+def test_help_tells_the_defaults(experiment, defaults):
+    text = " ".join(succeed(experiment, "--help").split())
+    assert all(default in text for default in defaults)
+
+
 def test_help_is_tested_for_experiments_that_exist():
     assert set(OPTIONS) <= set(EXPERIMENTS)
 
@@ -85,7 +98,12 @@ def test_file_that_is_started_says_how_to_start_it(tmp_path, experiment):
 
 def test_network_that_is_not_trained_yet(tmp_path):
     command = "python -m experiments.train --dataset digits --network distilled"
-    assert_mistake(["attack", "--network", "distilled", "--out", tmp_path], tmp_path, command, "--weights")
+    assert_mistake(["attack", "--network", "distilled", "--out", tmp_path], tmp_path, command, "or name --weights FILE")
+    folder = tmp_path / "two words"
+    for experiment, option in ("adversarial_samples", "--networks FILE.npz"), ("explore", "--trained DIR"):
+        assert_mistake([experiment, "--out", folder], f"--out '{folder}', or name {option}\n")
+    other = ("--weights", "w.npz", "--denominator", "common", "--other", "temperature")
+    assert_mistake(["attack", *other, "--out", folder], "or name --other FILE.npz\n")
 
 
 def test_weights_that_are_not_there(tmp_path):
@@ -192,13 +210,13 @@ SMALL = {  # the smallest command of each experiment, and its results
     "proof1": (f"--weights {TRAINED_BEFORE}/standard.npz --images 1", "proof1_standard.json"),
     "masking": (
         f"--weights standard={TRAINED_BEFORE}/standard.npz --parts control --images 4 --limit 1",
-        "masking.json",
+        "masking_control.json",
     ),
     "reproduce": (f"--trained {TRAINED_BEFORE} --images 2 --limit 1 --refreshed 0", "results.json"),
     "benchmark": ("--threads 1 --repeats 1", "benchmark.json"),
     "sweep": ("--temperatures 2 --seeds 1 --epochs 1 --batch 500 --images 4 --limit 1 --workers 1", "sweep.json"),
     "author_networks": ("--clone .", "author_networks.json"),
-    "replay": ("--plain", "replay.json"),
+    "replay": ("--plain", "replay_plain.json"),
     "explore": (f"--trained {TRAINED_BEFORE}", "explore.json"),
 }
 OF_THE_AUTHOR = ("author_networks", "replay")  # which need his files

@@ -138,15 +138,15 @@ def test_find_weights_prefers_the_folder_to_the_committed_ones(tmp_path, monkeyp
     own, committed = tmp_path / "standard.npz", tmp_path / "committed" / "digits" / "standard.npz"
     committed.parent.mkdir(parents=True)
     with pytest.raises(common.UsageError, match="no trained network 'standard' in .*: train it with"):
-        common.find_weights("standard", "digits", tmp_path)
+        common.find_weights("standard", "digits", tmp_path, "--weights")
     for path in (committed, own):
         path.touch()
-        assert common.find_weights("standard", "digits", tmp_path) == path
+        assert common.find_weights("standard", "digits", tmp_path, "--weights") == path
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_find_weights_has_every_mnist_network(name, tmp_path):
-    path = common.find_weights(name, "mnist", tmp_path)
+    path = common.find_weights(name, "mnist", tmp_path, "--weights")
     assert path.parent.name == "mnist"
     common.load_network(path)
 
@@ -387,7 +387,8 @@ def test_read_csv_reads_what_write_csv_wrote(tmp_path):
 def test_read_csv_of_no_table(tmp_path, contents):
     if contents:
         (tmp_path / "t.csv").write_bytes(contents)
-    with pytest.raises(common.UsageError, match="t.csv is no readable table of numbers"):
+    said = "t.csv is no readable table of numbers" if contents else "t.csv is missing$"
+    with pytest.raises(common.UsageError, match=said):
         common.read_csv(tmp_path / "t.csv")
 
 

@@ -113,7 +113,7 @@ FIGURES = {
 
 
 def test_describe_curves_tells_success_and_median():
-    text = str(curves.describe_curves(FIGURES, (1, 10, 50), "A note.")))
+    text = str(curves.describe_curves(FIGURES, (1, 10, 50), "A note."))
     lines = [line.split() for line in text.splitlines()]
     assert ["margin", "refreshed", "0.0%", "25.0%", "50.0%", "75.0%", "36"] in lines
     assert ["margin", "refreshed", "0.0%", "33.3%", "66.7%", "100.0%", "12"] in lines

@@ -2,7 +2,6 @@
 bits, its words, keyboard, names, widths and colours."""
 
 import json
-import os
 import re
 import shutil
 from decimal import Decimal, localcontext
@@ -16,7 +15,7 @@ from minicnn import cpu, data, predict
 from minicnn.paper import attacks, proof1
 from minicnn.paper.networks import paper_cnn, rescaled
 from minicnn.paper.saliency import saliency_maps
-from tests.experiments.conftest import ROOT, assert_mistake, read_json, run, succeed
+from tests.experiments.conftest import ROOT, assert_mistake, emulate, read_json, run, succeed
 
 TRAINED = (
     ROOT / "experiments" / "results" / "mnist"
@@ -146,33 +145,6 @@ def test_explore_takes_the_networks_of_its_folder(tmp_path, values):
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def driver():
-    programs = [shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")]
-    if None in programs:
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chromium = webdriver.Chrome(options, Service(programs[1]))
-    yield chromium
-    chromium.quit()
-
-
-def emulate(driver, width=1400, scheme="light"):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 @pytest.fixture

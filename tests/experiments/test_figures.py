@@ -46,7 +46,13 @@ def maps():
 
 
 def titles(fig):
-    return [axes.get_title() for axes in fig.axes]
+    return [axes.get_title() for axes in fig.axes if axes.get_label() != "<colorbar>"]
+
+
+def said_of_colours(fig):
+    """What stands below the only colour bar, from left to right."""
+    (bar,) = (axes for axes in fig.axes if axes.get_label() == "<colorbar>")
+    return [label.get_text() for label in bar.get_xticklabels()]
 
 
 def points(axes):
@@ -69,6 +75,7 @@ def test_draw_maps_shows_sizes(drawn, images, maps, tmp_path):
     assert titles(fig)[2:] == ["plain\nall zero", "$10^{-30.0}$", "scaled\nall zero", "$10^{-30.0}$"]
     np.testing.assert_array_equal(fig.axes[3].images[0].get_array(), maps.maps[1, 0])
     assert fig.axes[3].images[0].get_clim() == (-10, 10)
+    assert said_of_colours(fig) == ["lowers the loss", "0", "raises the loss"]
 
 
 def test_draw_finding_has_a_row_an_arithmetic(drawn, images, result, maps, tmp_path):
@@ -87,6 +94,14 @@ def test_draw_finding_has_a_row_an_arithmetic(drawn, images, result, maps, tmp_p
         "saliency map, scaled float32:\nexactly 0 everywhere",
         "Algorithm 1, 7 moves:\nsees 5",
     ]
+    assert said_of_colours(fig) == ["lowers the loss", "0", "raises the loss"]
+
+
+def test_show_map_is_red_where_the_loss_rises():
+    fig, ((axes,),) = common.figure()
+    figures.show_map(axes, np.array([[-2.0, 0, 2]]))
+    lowers, nothing, raises = axes.images[0].cmap(axes.images[0].norm([-2.0, 0, 2]))[:, :3]
+    assert lowers[2] > lowers[0] and raises[0] > raises[2] and (nothing > 0.9).all()
 
 
 def test_draw_rates_has_a_bar_with_its_interval_for_every_rate(drawn, tmp_path):

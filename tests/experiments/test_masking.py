@@ -78,9 +78,10 @@ def test_control_compares_all_test_images(base, digits, told, monkeypatch):
     assert row["decisions_compared"] == 120 and row["plain"]["images"] == masking.ATTACKED["digits"]
 
 
-def test_gradient_budget_needs_a_network_beside_standard(base, dataset, told):
+def test_gradient_budget_needs_a_network_beside_standard(base, dataset, told, tmp_path):
+    """Said before another part is measured."""
     with pytest.raises(common.UsageError, match="name temperature or distilled beside it"):
-        masking.gradient_budget({"standard": base}, dataset, told())
+        next(masking.study(["control", "gradient_budget"], {"standard": base}, dataset, told(), tmp_path))
 
 
 def test_two_by_two_by_two_has_eight_rows_with_four_networks(base, dataset, told):
@@ -114,6 +115,14 @@ def test_stronger_attacks_tells_the_best_for_each_image(base, dataset, told, no_
     assert found["algorithm_1_plain"] == {"attacked": IMAGES, "succeeded": [0, 1, 2, 2, 3, 3, 3, 3, 4], "median": 6}
     assert found["jsma"] == {"attacked": IMAGES, "succeeded": [0] + 8 * [3], "median": None}
     assert found["best"] == {"attacked": IMAGES, "succeeded": [0] + 7 * [3] + [4], "median": 4.5}
+
+
+def test_stronger_attacks_are_told_at_the_limit_where_it_is_below_20(base, dataset, told, no_attacks):
+    found = masking.stronger_attacks({"standard": base}, dataset, told(limit=2))
+    told_of = f"Within 2 moves the best of all finds, of the images attacked: standard {2 / IMAGES:.1%}."
+    assert masking.tell_stronger(found) == told_of
+    found = masking.stronger_attacks({"standard": base}, dataset, told(limit=30))
+    assert masking.tell_stronger(found).startswith("Within 20 moves ")
 
 
 def test_verdict_judges_each_arithmetic_by_its_own_attacks(base, dataset, told, no_attacks, monkeypatch):
@@ -196,7 +205,8 @@ def test_find_or_train_finds_some_and_trains_the_others(base, dataset, tmp_path,
     assert list(found) == list(NETWORKS) and found["standard"].layers["pool1"].ties == "first"
     assert np.array_equal(correct(found["temperature"], dataset.test_images, dataset.test_labels), np.ones(IMAGES))
     printed = capsys.readouterr().out
-    assert f"temperature: {tmp_path / 'temperature.npz'}" in printed and "standard: to be trained, 1 epochs" in printed
+    assert f"temperature: {tmp_path / 'temperature.npz'}" in printed and "npz, taken as it is" in printed
+    assert "standard: to be trained, 1 epochs" in printed
     recipe = json.loads(str(load_npz(tmp_path / "standard-distilled.checkpoint.npz")["fingerprint"]))
     assert recipe["temperature"] == 1.0
     assert recipe["learning_rate"] == protocol.recipe("distilled").learning_rate
@@ -230,7 +240,7 @@ def test_command_writes_the_parts_that_it_is_asked_for(base, tmp_path, monkeypat
     assert [(str(path), *others) for path, *others in loaded] == [
         (path, "cpu", "first", {"T": T}) for path, T in zip(weights.values(), (1, 20), strict=True)
     ]
-    results = read_json(tmp_path / "masking.json")
+    results = read_json(tmp_path / "masking_gradient_budget_two_by_two_by_two.json")
     assert set(results) & set(masking.PARTS) == {"gradient_budget", "two_by_two_by_two"}
     assert all(masking.PARTS[name].title in said for name in ("gradient_budget", "two_by_two_by_two"))
     assert set(results["weights"]) == set(weights) and results["ties"] == "first"
@@ -263,6 +273,17 @@ def test_command_refuses_networks_of_another_temperature(base, tmp_path):
         named.append(f"{name}={tmp_path / name}.npz")
     options, said = ("--temperature", 5, "--out", tmp_path / "out"), "temperature.npz was trained at T = 20, not at 5"
     assert_mistake(("masking", "--weights", *named, *options), said)
+
+
+def test_command_names_its_results_by_the_parts_unless_it_runs_all():
+    assert masking.file_name(["cost", "verdict"]) == "masking_verdict_cost.json"
+    assert masking.file_name([*reversed(masking.PARTS), "cost"]) == "masking.json"
+
+
+@pytest.mark.parametrize("option", [("--epochs", 3), ("--validation", 10), ("--no-graph",)])
+def test_command_trains_none_of_the_weights(tmp_path, option):
+    named = ("--weights", "standard=s.npz", *option, "--out", tmp_path)
+    assert_mistake(("masking", *named), f"--weights takes networks as they are: leave out {option[0]}, or train")
 
 
 def test_command_help_names_every_part():

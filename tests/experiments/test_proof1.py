@@ -162,6 +162,13 @@ def test_walk_with_a_network_that_fails_is_an_error_after_the_first_four_parts(t
     assert "--dataset mnist" not in out
 
 
+def test_walk_with_a_seed_is_on_the_network_of_that_seed(untrained, tmp_path):
+    (tmp_path / "standard-seed3.npz").write_bytes((untrained / "standard.npz").read_bytes())
+    succeed("proof1", "--seed", 3, "--images", 1, "--out", tmp_path)
+    assert read_json(tmp_path / "proof1_standard-seed3.json")["weights"] == str(tmp_path / "standard-seed3.npz")
+    assert_mistake(["proof1", "--network", "standard", "--seed", 4, "--out", tmp_path], "'standard-seed4'")
+
+
 def test_walk_with_too_few_images_is_an_error(untrained, tmp_path):
     weights = untrained / "standard.npz"
     code, out, err = run("proof1", "--weights", weights, "--images", 297, "--out", tmp_path)

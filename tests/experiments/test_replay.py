@@ -111,7 +111,7 @@ def command(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["replay.py", *map(str, arguments)])
     code = 0
     try:
-        common.run(replay.main, replay.command_line())
+        common.run(replay.main, replay.command_line(), lambda options: f"{replay.name_of(options)}.json")
     except SystemExit as stop:
         code = stop.code
     return code, capsys.readouterr().out
@@ -119,15 +119,20 @@ def command(monkeypatch, capsys, *arguments):
 
 @pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["both", "plain"])
 def test_replay_that_agrees(canned, monkeypatch, capsys, tmp_path, plain):
+    name = "replay_plain" if plain else "replay"
     code, out = command(monkeypatch, capsys, "--out", tmp_path, *plain)
     assert code == 0 and "3,956 of 3,956 outcomes that the author's runs tell of come out the same." in out
     assert "354, 17.333  354, 17.333  " in out and "994 of 994" in out and ("scaled\n" in out) == (not plain)
     assert all(len(line) <= 80 for line in out.splitlines() if not line.startswith("written"))
-    results = read_json(tmp_path / "replay.json")
+    assert {path.stem for path in tmp_path.glob("*.*") if path.stem != ".lock"} == {name}
+    results = read_json(tmp_path / f"{name}.json")
     assert results["failures"] == [] and results["setting"] == {"limit": 99, "maximum": 1, "T": 1, "ties": "all"}
     assert [run["his"]["succeeded"] for run in results["runs"]] == [run["ours"]["succeeded"] for run in results["runs"]]
     assert all(("scaled" in run["ours"]) == (not plain) for run in results["runs"])
-    assert (tmp_path / "replay.png").read_bytes().startswith(PNG)
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+    sentence, picture, *tables = replay.section(results, tmp_path).parts
+    assert "3,956 of 3,956" in sentence and picture.path.exists() == (not plain)
+    assert str(tables[0]) in out and (plain or str(tables[1]) in out)
 
 
 def test_replay_with_one_image_that_differs_fails_and_names_it(canned, monkeypatch, capsys, tmp_path):
@@ -159,4 +164,4 @@ def test_replay_counts_what_was_wrong_before_any_move_as_his_program_does(canned
 def test_replay_without_the_networks_or_on_digits(monkeypatch, tmp_path):
     monkeypatch.setenv("MINICNN_CACHE", str(tmp_path))
     assert_mistake(["replay", "--out", tmp_path / "out"], "replay needs the author's networks", "--clone DIR")
-    assert_mistake(["replay", "--dataset", "digits", "--out", tmp_path / "out"], "the author's runs are on mnist")
+    assert_mistake(["replay", "--dataset", "digits", "--out", tmp_path / "out"], "invalid choice: 'digits'")

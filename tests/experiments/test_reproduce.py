@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import claims, common, figures, masking, reproduce
+from experiments import claims, common, figures, masking, report, reproduce
 from experiments.author_networks import author_networks
 from minicnn import correct, data
 from minicnn.paper import attacks
@@ -15,7 +15,7 @@ from minicnn.paper.networks import NETWORKS, PAPER_NETWORKS, rescaled
 from minicnn.paper.saliency import saliency_maps
 from minicnn.paper.statistics import summary
 from tests.experiments import test_claims
-from tests.experiments.conftest import PNG, assert_mistake, read_json, succeed
+from tests.experiments.conftest import PNG, assert_mistake, read_json, run, succeed
 from tests.paper.test_facts import DATA, needs_the_author
 
 TRAINED = common.RESULTS / "mnist"
@@ -141,22 +141,20 @@ def test_reproduce_writes_the_table_into_both_reports(results, written):
     assert results["author"] == results["appendix_a"] == missing
     text, page = ((written / name).read_text("utf-8") for name in ("report.md", "report.html"))
     assert [row["claim"] for row in results["table"]] == [claim.claim for claim in claims.CLAIMS]
-    assert all(row["verdict"] in text for row in results["table"])
+    assert all(report.typeset(row["verdict"]) in text for row in results["table"])
     assert "The denominator of success rates: the images that all networks compared classify correctly." in text
-    assert "20 epochs of training, 1 seed. " in text and "drawn by seed 0: " in text and "2 for Algorithm 4" in text
-    assert "for the 16 comparisons of this table (Holm)" in text
-    assert page.count("<tr>") == 13
+    assert "20 epochs on digits, 1 seed, and attacked on up to 12 test images, drawn by seed 0." in text
+    assert "2 for Algorithm 4" in text and "for the 16 comparisons of the table of claims (Holm)" in text
+    assert page.count("<tr>") == 1 + 12 + 1 + len(PAPER_NETWORKS)
+    assert text.count(missing) == page.count(missing) == 2  # where it is looked for, and in its row
 
 
 def test_reproduce_draws_all_figures(written):
     text, page = ((written / name).read_text("utf-8") for name in ("report.md", "report.html"))
     pictures = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
-    expected = [
-        "finding",
-        "success",
-        *(f"figures_1_and_2_{prefix}{a}" for prefix in ("", "temperature_") for a in ARITHMETICS),
-    ]
-    expected += [*(f"saliency_{network}" for network in PAPER_NETWORKS), *PAPER_NETWORKS]
+    expected = ["finding", "success", *(f"figures_1_and_2_{a}" for a in ARITHMETICS)]
+    expected += [f"saliency_{network}" for network in PAPER_NETWORKS]
+    expected += [*(f"figures_1_and_2_temperature_{a}" for a in ARITHMETICS), *PAPER_NETWORKS]
     assert pictures == [f"{name}.png" for name in expected]
     assert all((written / name).read_bytes().startswith(PNG) for name in pictures)
     assert page.count("<img ") == page.count("data:image/png;base64,") == len(pictures) and "http" not in page
@@ -164,7 +162,7 @@ def test_reproduce_draws_all_figures(written):
 
 def test_reproduce_prints_every_verdict(results, written, monkeypatch, capsys):
     """The same command again: it finds all attacks in the folder, and comes to the same figures."""
-    monkeypatch.setattr(reproduce, "draw", lambda *arguments: [])
+    monkeypatch.setattr(reproduce, "draw", lambda *arguments: {})
     monkeypatch.setattr(attacks, "attack", None)
     run_command(monkeypatch, *results["command"].split()[3:], "--json", written / "again.json")
     again, out = read_json(written / "again.json"), " ".join(capsys.readouterr().out.split())
@@ -179,7 +177,14 @@ def test_reproduce_prints_every_verdict(results, written, monkeypatch, capsys):
 def test_reproduce_names_the_file_that_trained_lacks(tmp_path, missing):
     trained_folder(tmp_path, without=missing)
     assert_mistake(["reproduce", "--trained", tmp_path, "--out", tmp_path / "out"], tmp_path / missing)
-    assert_mistake(["reproduce", "--trained", tmp_path, "--seed", 3, "--out", tmp_path / "out"], "standard-seed3.csv")
+    command = ("reproduce", "--trained", tmp_path, "--out", tmp_path / "out")
+    assert_mistake([*command, "--seed", 3], "standard-seed3.csv is missing")
+
+
+def test_reproduce_names_the_file_of_a_seed_before_it_attacks_another(tmp_path):
+    trained_folder(trained_folder(tmp_path), ending="-seed1", without="temperature.csv")
+    code, out, err = run("reproduce", "--trained", tmp_path, "--seeds", 2, "--out", tmp_path / "out")
+    assert (code, out, err) == (2, "", f"error: {tmp_path}/temperature-seed1.csv is missing\n")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_reproduce_takes_trained_networks_of_several_seeds(tmp_path, monkeypatch
     monkeypatch.setattr(
         reproduce, "measure", lambda networks, sample, *_: measured.append((networks, sample)) or canned_run()
     )
-    monkeypatch.setattr(reproduce, "draw", lambda *_: [])
+    monkeypatch.setattr(reproduce, "draw", lambda *_: {})
     command = ("--trained", tmp_path, "--seeds", 2, "--out", tmp_path / "out")
     for names in PAPER_NETWORKS, NETWORKS:
         trained_folder(tmp_path, names, "-seed1")
@@ -222,7 +227,7 @@ def test_reproduce_trains_every_seed(tmp_path, monkeypatch, capsys):
     def draw(folder, sample, networks, histories, *_):
         assert (tmp_path / "results.json").exists()
         drawn.append((networks, {name: list(map(len, each)) for name, each in histories.items()}))
-        return []
+        return {}
 
     monkeypatch.setattr(reproduce, "find_networks", find_networks)
     monkeypatch.setattr(reproduce, "measure", lambda *_: canned_run())
@@ -238,10 +243,10 @@ def test_reproduce_trains_every_seed(tmp_path, monkeypatch, capsys):
     assert results["seeds"]["temperature"]["Algorithm 1, plain"] == [0.6, 0.6]
     assert results["seeds"]["distilled"]["accuracy"] == [0.99, 0.99]
     text, out = (tmp_path / "report.md").read_text("utf-8"), capsys.readouterr().out
-    assert "50 to 60 epochs of training, 2 seeds. " in text
+    assert "50 to 60 epochs on digits, 2 seeds, and attacked" in text
     assert "2 seeds: 60.0% +- 0.0%" in out
-    for told in (text, out):
-        assert all(cell in told for cell in ("99.00% +- 0.00%", "60.00% +- 0.00%", "80.00% +- 0.00%"))
+    for cell in "99.00% +- 0.00%", "60.00% +- 0.00%", "80.00% +- 0.00%":
+        assert cell in out and report.typeset(cell) in text
     recipes = results["recipes"]
     assert {name: recipe["temperature"] for name, recipe in recipes.items()} == {
         "standard": 1.0,
@@ -259,7 +264,7 @@ def test_reproduce_with_the_masking_study(tmp_path, monkeypatch, networks, take_
     monkeypatch.setattr(masking, "PARTS", {"control": masking.PARTS["control"]})
     monkeypatch.setattr(reproduce, "find_networks", lambda names, *_: (networks, dict.fromkeys(names, [{}] * 20)))
     monkeypatch.setattr(reproduce, "measure", lambda *_: canned_run())
-    monkeypatch.setattr(reproduce, "draw", lambda *_: [])
+    monkeypatch.setattr(reproduce, "draw", lambda *_: {})
     for name in networks:
         (tmp_path / f"{name}.npz").write_bytes((TRAINED / f"{name}.npz").read_bytes())
     trained = ("--trained", TRAINED) if take_trained else ()
@@ -268,7 +273,7 @@ def test_reproduce_with_the_masking_study(tmp_path, monkeypatch, networks, take_
     assert heading == "Why temperature seemed to work" and set(found) == {"control"}
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text("utf-8")
-        assert heading in text and "s = 50 " in text
+        assert heading in text and "s = 50" in text and "times 1 to 50 change none of 297 decisions" in text
     assert (tmp_path / "masking_control.png").read_bytes().startswith(PNG)
 
 

@@ -1,4 +1,4 @@
-"""python -m experiments.saliency_maps: one map or the first ones, plain or scaled, and Appendix A."""
+"""python -m experiments.saliency_maps: one map or several, plain or scaled, and Appendix A."""
 
 import os
 
@@ -62,11 +62,14 @@ def test_saliency_maps_of_a_saturated_network(untrained, tmp_path):
     assert scaled["log10_max"] == pytest.approx(np.log10(np.max(scaled["map"])) + scaled["log10_scale"], rel=1e-12)
 
 
-def test_saliency_maps_of_the_first_images(untrained, tmp_path):
-    out = succeed("saliency_maps", "--weights", untrained / "standard.npz", "--images", 2, "--out", tmp_path)
-    results = read_json(tmp_path / "saliency_maps_standard_plain.json")
-    assert [entry["index"] for entry in results["maps"]] == [0, 1]
-    assert out.count("test image ") == 2
+def test_saliency_maps_of_drawn_images_and_of_the_first(untrained, tmp_path):
+    command = ("saliency_maps", "--weights", untrained / "standard.npz", "--limit", 1, "--seed", 3, "--out", tmp_path)
+    drawn = common.sample(data.load("digits"), 2, 3).indices.tolist()
+    for option, indices in ("--first", [0, 1]), ("--images", drawn):
+        out = succeed(*command, option, 2)
+        results = read_json(tmp_path / "saliency_maps_standard_plain.json")
+        assert [entry["index"] for entry in results["maps"]] == indices
+        assert all(f"test image {index}, " in out for index in indices)
 
 
 def test_saliency_maps_of_each_network_and_arithmetic_have_files_of_their_own(untrained, tmp_path):
@@ -107,16 +110,17 @@ def test_saliency_maps_of_an_image_that_is_not_there(untrained, tmp_path, index)
     assert_mistake(arguments, f"--index {index}", "0 to 296")
 
 
-def test_saliency_maps_of_one_image_and_of_the_first_ones(untrained, tmp_path):
-    arguments = ["saliency_maps", "--weights", untrained / "standard.npz", "--index", 1, "--images", 2]
-    assert_mistake([*arguments, "--out", tmp_path], "--index", "--images")
+@pytest.mark.parametrize("option", ["--images", "--first"])
+def test_saliency_maps_of_one_image_and_of_several(untrained, tmp_path, option):
+    arguments = ["saliency_maps", "--weights", untrained / "standard.npz", "--index", 1, option, 2]
+    assert_mistake([*arguments, "--out", tmp_path], "--index", option)
 
 
 @test_facts.needs_the_author
 def test_saliency_maps_make_appendix_a(tmp_path, monkeypatch):
     """Mean, maximum and the number of moves as the paper prints them."""
     monkeypatch.setenv("MINICNN_DATA", str(test_facts.DATA))
-    weights = test_facts.DATA / "author_networks" / "standard.npz"
+    weights = test_facts.AUTHOR / "standard.npz"
     arguments = ("--weights", weights, "--index", 2659, "--ties", "all", "--arithmetic", "plain", "--out", tmp_path)
     out = succeed("saliency_maps", "--dataset", "mnist", *arguments)
     results = read_json(tmp_path / "saliency_maps_standard_plain.json")
