@@ -3,7 +3,7 @@ the paper says.
 
 Networks: standard (T = 1), temperature (T = 20 on hard labels, also the teacher), distilled (T = 20 on its soft
 labels). Every attack is run with the author's arithmetic (plain float32, which underflows) and with ours (scaled). In
-the folder: results.json, report.md, report.html, explore.html, the figures, and the trained networks. All of it resumes.
+the folder: results.json, report.md, report.html, explore.html, figures and trained networks. All of it resumes.
 
 The paper's protocol is --dataset mnist (50 epochs); the default is scikit-learn's digits, a few minutes. --trained
 experiments/results/mnist takes the networks that come with the project instead of training, and with them the one that
