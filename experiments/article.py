@@ -74,29 +74,7 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
     return f"Temperature and robustness on {results['dataset']}: the paper beside the truth", main + tables, footer
 
 
-def sweep_section(results, folder):
-    """What sweep.json and sweep.png tell, as a Section."""
-    seeds = len(results["seeds"])
-    caption = (
-        f"Networks trained at each T, and those of T = 1 with their logits times s, {results['epochs']} epochs, "
-        f"{seeds} seed{'s' * (seeds > 1)}. Where both lie on each other when set against the largest logit, "
-        "temperature acts through the size of the logits alone."
-    )
-    rows = [
-        {"": f"{'T' if line['series'] == sweep.TRAINED else 's'} = {line['value']:g}"}
-        | {
-            " ".join(figure.heading).strip(): figure.text(*(math.nan if x is None else x for x in line[name]))
-            if line["networks"]
-            else None
-            for name, figure in sweep.FIGURES.items()
-        }
-        for line in results["summary"]
-    ]
-    parts = Parts([Picture(caption, folder / "sweep.png"), Table(rows)])
-    return Section("Temperature, or the size of the logits?", parts)
-
-
-SECTIONS = {"replay": replay.section, "sweep": sweep_section, "adversarial_samples": adversarial_samples.section}
+SECTIONS = {"replay": replay.section, "sweep": sweep.section, "adversarial_samples": adversarial_samples.section}
 
 
 def beside(folder, dataset):

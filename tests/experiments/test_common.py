@@ -341,7 +341,7 @@ def test_attack_of_a_larger_sample_goes_on_with_the_parts_of_a_smaller_one(digit
     )
     for count in (4, 4, 7):
         images, labels, *_ = common.sample(digits, count, seed=0)
-        common.attack(network, images, labels, "1", setting, common.Store(tmp_path), part=1)
+        common.attack(network, images, labels, "1", setting, common.Store(tmp_path), part=2)
     assert attacked == [2, 2, 2, 1]
 
 
