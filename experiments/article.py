@@ -3,7 +3,6 @@ after them the tables. What its sentences say follows from the figures."""
 
 import collections
 import json
-import math
 import statistics
 
 from experiments import adversarial_samples, claims, common, replay, sweep

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from experiments import article, claims, common, replay, reproduce, sweep
+from experiments import article, claims, replay, reproduce
 from experiments.claims import Missing, Results
 from experiments.report import Parts, Picture, Section, Table
-from minicnn.paper.networks import PAPER_NETWORKS
 from tests.experiments import test_claims
 
 LEFT = {"dataset": "digits", "command": "it", "date": "then"}  # by an experiment in the folder
@@ -187,27 +186,3 @@ def test_article_says_of_how_many_maps_its_reason_is_true(told, zeros):
     results = {"runs": [{"networks": {"temperature": {"gradient": budget}}}]}
     why, _ = article.reason(results, claims.Row(*7 * [""]), "T = 5")
     assert f"the map is 0 everywhere: on the network trained at T = 5 that of {zeros:.1%} of the images" in why
-
-
-def test_sweep_section_has_a_row_a_temperature_and_a_scale(tmp_path):
-    figures = {name: [0.5, None] for name in sweep.FIGURES}
-    summary = [{"series": sweep.TRAINED, "value": 1.0, "networks": 1} | figures]
-    summary += [{"series": sweep.CONTROL, "value": 20.0, "networks": 0} | dict.fromkeys(figures, [None, None])]
-    results = {"seeds": [0], "epochs": 25, "summary": summary}
-    picture, table = article.sweep_section(results, tmp_path).parts
-    assert "25 epochs, 1 seed." in picture.caption and picture.path == tmp_path / "sweep.png"
-    heads, (trained, control) = table.texts()
-    assert trained[0] == "T = 1" and trained[heads.index("accuracy")] == "50.0"
-    assert control[0] == "s = 20" and set(control[1:]) == {"none"}
-
-
-def test_means_have_a_spread_where_there_are_several_seeds():
-    runs = [test_claims.a_run() for _ in range(2)]
-    assert " +- " in article.means(reproduce.over_seeds(runs)).rows[0]["accuracy"]
-    rows = article.means(reproduce.over_seeds(runs[:1])).rows
-    assert [row["network"] for row in rows] == list(PAPER_NETWORKS) and "+-" not in rows[0]["accuracy"]
-
-
-def test_every_experiment_of_the_report_has_a_place():
-    assert set(article.SECTIONS) == set(article.WHERE)
-    assert all((common.RESULTS.parent / f"{name}.py").exists() for name in article.SECTIONS)

@@ -344,3 +344,27 @@ def test_sweep_on_a_dask_cluster_survives_the_death_of_a_worker(swept, tmp_path,
     assert victim not in client.scheduler_info()["workers"]
     assert figures(folder) == figures(swept[0])
     assert not list(folder.rglob("*.checkpoint.npz"))
+
+
+def test_sweep_section_has_a_row_a_temperature_and_a_scale(tmp_path):
+    figures = {name: [0.5, None] for name in sweep.FIGURES}
+    summary = [{"series": sweep.TRAINED, "value": 1.0, "networks": 1} | figures]
+    summary += [{"series": sweep.CONTROL, "value": 20.0, "networks": 0} | dict.fromkeys(figures, [None, None])]
+    results = {"seeds": [0], "epochs": 25, "summary": summary}
+    picture, table = sweep.section(results, tmp_path).parts
+    assert "25 epochs, 1 seed." in picture.caption and picture.path == tmp_path / "sweep.png"
+    heads, (trained, control) = table.texts()
+    assert trained[0] == "T = 1" and trained[heads.index("accuracy")] == "50.0"
+    assert control[0] == "s = 20" and set(control[1:]) == {"none"}
+
+
+def test_means_have_a_spread_where_there_are_several_seeds():
+    runs = [test_claims.a_run() for _ in range(2)]
+    assert " +- " in article.means(reproduce.over_seeds(runs)).rows[0]["accuracy"]
+    rows = article.means(reproduce.over_seeds(runs[:1])).rows
+    assert [row["network"] for row in rows] == list(PAPER_NETWORKS) and "+-" not in rows[0]["accuracy"]
+
+
+def test_every_experiment_of_the_report_has_a_place():
+    assert set(article.SECTIONS) == set(article.WHERE)
+    assert all((common.RESULTS.parent / f"{name}.py").exists() for name in article.SECTIONS)
