@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from experiments import article, claims, replay, reproduce
+from experiments import article, claims, common, replay, reproduce
 from experiments.claims import Missing, Results
 from experiments.report import Parts, Picture, Section, Table
+from minicnn.paper.networks import PAPER_NETWORKS
 from tests.experiments import test_claims
 
 LEFT = {"dataset": "digits", "command": "it", "date": "then"}  # by an experiment in the folder
@@ -186,3 +187,15 @@ def test_article_says_of_how_many_maps_its_reason_is_true(told, zeros):
     results = {"runs": [{"networks": {"temperature": {"gradient": budget}}}]}
     why, _ = article.reason(results, claims.Row(*7 * [""]), "T = 5")
     assert f"the map is 0 everywhere: on the network trained at T = 5 that of {zeros:.1%} of the images" in why
+
+
+def test_means_have_a_spread_where_there_are_several_seeds():
+    runs = [test_claims.a_run() for _ in range(2)]
+    assert " +- " in article.means(reproduce.over_seeds(runs)).rows[0]["accuracy"]
+    rows = article.means(reproduce.over_seeds(runs[:1])).rows
+    assert [row["network"] for row in rows] == list(PAPER_NETWORKS) and "+-" not in rows[0]["accuracy"]
+
+
+def test_every_experiment_of_the_report_has_a_place():
+    assert set(article.SECTIONS) == set(article.WHERE)
+    assert all((common.RESULTS.parent / f"{name}.py").exists() for name in article.SECTIONS)

@@ -356,15 +356,3 @@ def test_sweep_section_has_a_row_a_temperature_and_a_scale(tmp_path):
     heads, (trained, control) = table.texts()
     assert trained[0] == "T = 1" and trained[heads.index("accuracy")] == "50.0"
     assert control[0] == "s = 20" and set(control[1:]) == {"none"}
-
-
-def test_means_have_a_spread_where_there_are_several_seeds():
-    runs = [test_claims.a_run() for _ in range(2)]
-    assert " +- " in article.means(reproduce.over_seeds(runs)).rows[0]["accuracy"]
-    rows = article.means(reproduce.over_seeds(runs[:1])).rows
-    assert [row["network"] for row in rows] == list(PAPER_NETWORKS) and "+-" not in rows[0]["accuracy"]
-
-
-def test_every_experiment_of_the_report_has_a_place():
-    assert set(article.SECTIONS) == set(article.WHERE)
-    assert all((common.RESULTS.parent / f"{name}.py").exists() for name in article.SECTIONS)
