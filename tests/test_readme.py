@@ -1,6 +1,9 @@
 """What the README shows is true: its code runs, its commands exist, its files are there."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,14 @@ def test_readme_commands_exist():
     assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
     modules = set(re.findall(r"python -m experiments\.(\w+)", README))
     assert modules and all((ROOT / "experiments" / f"{name}.py").exists() for name in modules - {"NAME"})
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m (experiments\.[a-z_]+[^\n`|#]*)", README))))
+def test_readme_command_has_options_that_exist(command):
+    """An option that is missing is told of only after all others are understood; test_command_line.py runs each."""
+    arguments = [sys.executable, "-m", *shlex.split(command), "--no-such-option"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "unrecognized arguments: --no-such-option" in done.stderr, done.stderr
 
 
 def test_readme_has_every_experiment_in_its_table():
