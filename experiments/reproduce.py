@@ -98,7 +98,8 @@ def main(options):
     rates = over_seeds(runs) | ({} if isinstance(theirs, Missing) else over_seeds([theirs], article.THEIRS))
 
     epochs = [{name: len(history[i]) for name, history in histories.items()} for i in range(len(seeds))]
-    results = common.environment(options) | {
+    environment = common.environment(options)
+    results = environment | {
         "runs": [
             {"seed": protocol.seed, "epochs": epochs[i], "networks": masking.without_images(runs[i])}
             for i, protocol in enumerate(protocols)
@@ -119,9 +120,7 @@ def main(options):
     common.write_json(options.json, results)
     print(f"\n{report.terminal(claims.as_table(table))}\n\n{article.means(rates)}")
 
-    pictures = draw(options.out, sample, shown, histories, their_networks, runs, plan)
-    page = common.environment(options) | explore.embed(shown, sample, plan.setting, plan.trained_T)
-    explore.write(options.out / "explore.html", page)
+    pictures = draw(options.out, sample, shown, histories, their_networks, runs, plan, environment)
     told_of = (results, measured, table, rates, pictures, options.out)
     report.write(options.out, *article.article(*told_of))
     if options.masking:
@@ -248,9 +247,13 @@ def appendix_a(network, dataset):
     return found
 
 
-def draw(folder, sample, networks, histories, their_networks, runs, plan):
-    """All figures of the table's report, to the folder; returns name -> report.Picture. networks: those of one seed;
-    histories: name -> one of every seed; their_networks: the author's."""
+def draw(folder, sample, networks, histories, their_networks, runs, plan, environment):
+    """The page to explore and all figures of the table's report, to the folder; returns name -> report.Picture.
+
+    networks: those of one seed; histories: name -> one of every seed; their_networks: the author's; environment: of
+    common.environment, told at the foot of the page.
+    """
+    explore.write(folder / "explore.html", environment | explore.embed(networks, sample, plan.setting, plan.trained_T))
     trained_at = f"T = {plan.trained_T:g}"
     draw_finding(folder / "finding.png", sample, networks["temperature"], plan)
     names = ["standard\nT = 1", f"temperature\n{trained_at}", f"distilled\n{trained_at}"]

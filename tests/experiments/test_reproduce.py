@@ -170,7 +170,10 @@ def test_reproduce_prints_every_verdict(results, written, monkeypatch, capsys):
         k: results[k] for k in results if k not in ("command", "date")
     }
     assert all(row["verdict"] in out for row in results["table"])
-    assert f"written: {written / 'again.json'}, {written}/report.md and report.html with their figures" in out
+    assert (
+        f"written: {written / 'again.json'}, {written}/explore.html, report.md and report.html with their figures"
+        in out
+    )
 
 
 @pytest.mark.parametrize("missing", ["distilled.npz", "temperature.csv"])
