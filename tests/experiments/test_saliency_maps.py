@@ -88,6 +88,7 @@ def test_saliency_maps_of_each_network_and_arithmetic_have_files_of_their_own(un
     assert {path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".png")} == expected
 
 
+@pytest.mark.slow
 def test_saliency_maps_of_many_images_draw_the_first(untrained, tmp_path):
     """The JSON holds them all; a picture as wide as all is none that matplotlib makes."""
     command = ("saliency_maps", "--weights", untrained / "standard.npz", "--images", 42, "--limit", 1)

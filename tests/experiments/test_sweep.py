@@ -268,7 +268,7 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="n
 
 
 @needs_proc
-@pytest.mark.parametrize("how", ["killed", "stopped by Ctrl-C"])
+@pytest.mark.parametrize("how", [pytest.param("killed", marks=pytest.mark.slow), "stopped by Ctrl-C"])
 def test_sweep_that_ends_early_leaves_no_process_behind(swept, tmp_path, how):
     """Nor a word but its own; the same command goes on from there."""
     begun = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
