@@ -80,9 +80,7 @@ def draw(path, sample, found, title):
     image, adversarial = sample["images"][0, 0], sample["adversarial"][0, 0]
     figures.show_image(before, image, f"test image {sample['index'][0]},\nlabel {sample['labels'][0]}")
     for axes in between:
-        zero = found.zeros[0] == found.maps[0].size
-        size = "exactly 0 everywhere" if zero else f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
-        figures.show_map(axes, found.maps[0, 0], f"saliency map,\n{size}")
+        figures.show_map(axes, found.maps[0, 0], f"saliency map,\n{figures.largest_gradient(found)}")
     figures.show_moves(after, image, adversarial, outcome(sample))
     if between:
         figures.show_colours(fig, np.array([before, *between, after]))

@@ -317,6 +317,14 @@ def protocol(options):
     )
 
 
+def held_out(dataset):
+    """What training.fit evaluates after every epoch: the test set and, where there is one, the validation set."""
+    found = {"test": (dataset.test_images, dataset.test_labels)}
+    if len(dataset.validation_images):
+        found["validation"] = dataset.validation_images, dataset.validation_labels
+    return found
+
+
 def train(name, dataset, protocol, folder, draw=True, teacher=None):
     """Train one of the NETWORKS, or go on where it stopped; its teacher first, unless that is given. Returns (network,
     history).
@@ -331,9 +339,6 @@ def train(name, dataset, protocol, folder, draw=True, teacher=None):
         dropout = protocol.seed if protocol.teacher_dropout else None
         targets = training.distilled_labels(teacher, dataset.train_images, recipe.temperature, dropout)
     network = paper_cnn(seed=protocol.seed).to(protocol.device)
-    held_out = {"test": (dataset.test_images, dataset.test_labels)}
-    if len(dataset.validation_images):
-        held_out["validation"] = dataset.validation_images, dataset.validation_labels
     steps = len(dataset.train_images) // recipe.batch
     progress = Progress(f"{name}, T = {recipe.temperature:g}", recipe.epochs * steps)
     finished = []
@@ -351,7 +356,7 @@ def train(name, dataset, protocol, folder, draw=True, teacher=None):
             dataset.train_images,
             targets,
             recipe,
-            held_out,
+            held_out(dataset),
             checkpoint=folder / f"{file_name}.checkpoint.npz",
             on_step=on_step,
             on_epoch=on_epoch,

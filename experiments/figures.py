@@ -24,6 +24,13 @@ def show_map(axes, saliency_map, title=""):
     axes.axis("off")
 
 
+def largest_gradient(found):
+    """The size of a map, in words; found: the SaliencyMaps of one image alone."""
+    if found.zeros[0] == found.maps[0].size:
+        return "exactly 0 everywhere"
+    return f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
+
+
 def show_colours(fig, axes):
     """Say below the axes (an array) what the colours of their maps mean: a pixel that is raised does that."""
     from matplotlib.cm import ScalarMappable
@@ -74,11 +81,9 @@ def draw_finding(path, image, title, rows):
     """
     fig, axes = common.figure(len(rows), 3, width=2.2, height=2.6)
     for (original, map_, moved), (arithmetic, found, result, decision) in zip(axes, rows, strict=True):
-        zero = found.zeros[0] == found.maps[0].size
-        size = "exactly 0 everywhere" if zero else f"largest gradient $10^{{{found.log10_size()[0]:.0f}}}$"
         outcome = f"sees {decision}" if result.succeeded[0] else f"still sees {decision}"
         show_image(original, image[0], title)
-        show_map(map_, found.maps[0, 0], f"saliency map, {arithmetic} float32:\n{size}")
+        show_map(map_, found.maps[0, 0], f"saliency map, {arithmetic} float32:\n{largest_gradient(found)}")
         show_moves(moved, image[0], result.adversarial[0, 0], f"Algorithm 1, {result.moves[0]} moves:\n{outcome}")
     show_colours(fig, axes)
     common.save_figure(path, fig)

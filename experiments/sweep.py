@@ -194,16 +194,13 @@ def run(plan, job, weights=None):
 
 def train(name, dataset, protocol, folder):
     """The weights of `standard` or `temperature`. folder: None, or where its checkpoint is."""
-    held_out = {"test": (dataset.test_images, dataset.test_labels)}
-    if len(dataset.validation_images):
-        held_out["validation"] = dataset.validation_images, dataset.validation_labels
     network = paper_cnn(seed=protocol.seed).to(protocol.device)
     training.fit(
         network,
         dataset.train_images,
         dataset.train_labels,
         protocol.recipe(name),
-        held_out if folder else None,
+        common.held_out(dataset) if folder else None,
         checkpoint=folder and folder / f"{protocol.file_name(name)}.checkpoint.npz",
     )
     return get_weights(network)
