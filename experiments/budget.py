@@ -19,7 +19,7 @@ def budget(network, reference, images, labels, *, T, reference_T, trained_T, sto
     """
 
     def sizes(network, T):
-        def measure(x, y):
+        def measure(x, y, tell):
             return masking.map_sizes(network, x, y, T)
 
         return common.in_parts(

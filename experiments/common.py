@@ -554,49 +554,43 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
         else:
             algorithm = (attacks.ALGORITHMS | attacks.STRONGER)[algorithm]
         about, part = vars(algorithm), part or images_a_part(algorithm, setting, network.device)
-    progress = Progress(f"{label}{title}", len(images))
-    parts = []
-    for start in range(0, len(images), part):
-        x, y = images[start : start + part], labels[start : start + part]
-        key = network_key(network) | {
-            "algorithm": about,
-            "setting": vars(setting),
-            "images": digest(x, y),
-        }
 
-        def compute(x=x, y=y, start=start):
-            def on_move(move, limit, active):
-                progress(start + len(x) - active, f"(move {move} of {limit})")
+    def compute(x, y, tell):
+        def on_move(move, limit, active):
+            tell(len(x) - active, f"(move {move} of {limit})")
 
-            if algorithm == "jsma":
-                return vars(jsma(network, x, y, setting, on_move))
-            if algorithm == "sparse-rs":
-                return vars(sparse_rs(network, x, y, setting, on_move, seed=seed))
-            return vars(attacks.attack(network, x, y, algorithm, setting, on_move))
+        if algorithm == "jsma":
+            return vars(jsma(network, x, y, setting, on_move))
+        if algorithm == "sparse-rs":
+            return vars(sparse_rs(network, x, y, setting, on_move, seed=seed))
+        return vars(attacks.attack(network, x, y, algorithm, setting, on_move))
 
-        parts.append(store.get(key, compute))
-        progress(start + len(x))
-    progress.close()
-    joined = {
-        name: sum(int(p[name]) for p in parts)
-        if name in ("forwards", "backwards")
-        else np.concatenate([p[name] for p in parts])
-        for name in parts[0]
-    }
-    return attacks.AttackResult(**joined)
+    key = {"algorithm": about, "setting": vars(setting)}
+    joined = in_parts(store, f"{label}{title}", network, (images, labels), key, compute, part)
+    passes = {name: int(joined[name]) for name in ("forwards", "backwards")}
+    return attacks.AttackResult(**joined | passes)
 
 
 def in_parts(store, label, network, sample, key, compute, part):
-    """What compute(images, labels), a dict of arrays over them, gives for a sample, which the store keeps `part` images
-    at a time. label: what the progress is called; key: what the result depends on beside network and sample."""
+    """What compute(images, labels, tell) gives for a sample, a dict of arrays over the images and of numbers, which add
+    up; the store keeps `part` images at a time.
+
+    label: what the progress is called; tell(done, note): progress within a part; key: what the result depends on
+    beside network and sample.
+    """
     images, labels = sample
     key, progress, parts = network_key(network) | key, Progress(label, len(images)), []
     for start in range(0, len(images), part):
         x, y = images[start : start + part], labels[start : start + part]
-        parts.append(store.get(key | {"images": digest(x, y)}, lambda x=x, y=y: compute(x, y)))
-        progress(start + len(x))
+
+        def tell(done, note="", start=start):
+            progress(start + done, note)
+
+        parts.append(store.get(key | {"images": digest(x, y)}, functools.partial(compute, x, y, tell)))
+        tell(len(x))
     progress.close()
-    return {name: np.concatenate([found[name] for found in parts]) for name in parts[0]}
+    found = {name: [kept[name] for kept in parts] for name in parts[0]}
+    return {name: np.concatenate(each) if each[0].ndim else sum(each) for name, each in found.items()}
 
 
 def environment(options):

@@ -58,10 +58,11 @@ class Study:
     def moves(self, network, sample, compute, **key):
         """What compute(images, labels) gives for a sample, the moves that success took: from the store, or computed.
         key: what it depends on, of that `attack`, its name."""
-        kept = common.in_parts(
-            self.store, key["attack"], network, sample, key, lambda *some: {"moves": compute(*some)}, PART
-        )
-        return kept["moves"]
+
+        def moves(images, labels, tell):
+            return {"moves": compute(images, labels)}
+
+        return common.in_parts(self.store, key["attack"], network, sample, key, moves, PART)["moves"]
 
     def outcome(self, network, sample, algorithm, **changes):
         """masking.outcome of such an attack."""

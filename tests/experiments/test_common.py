@@ -420,7 +420,7 @@ def test_in_parts_keeps_what_is_done(tmp_path):
     images, labels = np.random.default_rng(0).random((6, 1, 28, 28), np.float32), np.arange(6)
     store, network, computed = common.Store(tmp_path), paper_cnn(), []
 
-    def compute(images, labels):
+    def compute(images, labels, tell):
         computed.append(len(images))
         if len(computed) == 2:
             raise KeyboardInterrupt
