@@ -23,7 +23,7 @@ import numpy as np
 from experiments import common, figures, report
 from experiments.attack import file_or_name
 from minicnn import predict
-from minicnn.paper.attacks import ARITHMETICS
+from minicnn.paper.attacks import ARITHMETICS, changed_pixels
 from minicnn.paper.statistics import Outcomes, Rate, compare_attacks, median_interval
 from minicnn.weights import trained_at
 
@@ -118,7 +118,7 @@ def attack(networks, sample, setting, seed, classify, store):
     for name, algorithm, arithmetic in itertools.product(networks, ALGORITHMS, ARITHMETICS):
         network, chosen = networks[name], dataclasses.replace(setting, arithmetic=arithmetic)
         result = common.attack(network, sample.images, sample.labels, algorithm, chosen, store, f"{name}: ")
-        pixels = (sample.images != result.adversarial).sum(axis=(1, 2, 3))
+        pixels = changed_pixels(sample.images, result).sum(axis=1)
         controls = change_at_random(sample.images, pixels, setting.maximum, np.random.default_rng(seed))
         rows = result.succeeded
         versions = {"before": sample.images, "adversarial": result.adversarial, "control": controls}

@@ -47,7 +47,7 @@ def samples(index, images, labels, result, decisions):
 
     index (N,): of the test images; result: the AttackResult; decisions (N,): of the network on result.adversarial.
     """
-    changed = images != result.adversarial
+    changed = attacks.changed_pixels(images, result)
     return {
         "index": index,
         "images": images,
@@ -57,8 +57,8 @@ def samples(index, images, labels, result, decisions):
         "attacked": result.attacked,
         "succeeded": result.succeeded,
         "moves": result.moves,
-        "changed": changed,
-        "pixels_changed": changed.sum(axis=(1, 2, 3)),
+        "changed": changed.reshape(images.shape),
+        "pixels_changed": changed.sum(axis=1),
     }
 
 

@@ -114,15 +114,11 @@ def on_networks(comparison):
     return "On this network" if len(comparison.pairs) == 1 else f"On these {len(comparison.pairs)} networks"
 
 
-def p_value(comparison):
-    return f"p = {comparison.adjusted:.2g}" if comparison.adjusted >= 1e-6 else "p < 1e-6"
-
-
 def grounds(comparison, digits=1):
     """The figures behind what is said, in brackets."""
-    difference, low, high = (f"{100 * x:+.{digits}f}" for x in (comparison.difference, *comparison.interval))
+    difference, low, high = comparison.in_points(digits)
     alone = [f"alone on {p.first} against {p.second} of {sum(p)} images, " for p in comparison.pairs]
-    return f"({alone[0] if len(alone) == 1 else ''}{difference} points, {low} to {high}, {p_value(comparison)})"
+    return f"({alone[0] if len(alone) == 1 else ''}{difference} points, {low} to {high}, {comparison.p_value})"
 
 
 def shares(comparison, first="", second=""):
@@ -340,7 +336,7 @@ def gradient_verdict(measured, trained_at):
     agrees = against(GRADIENT, (-high, -low)) == "in line with"
     paper = "as the paper says" if agrees else f"where the paper says 10^{GRADIENT} times smaller"
     return (
-        f"{of_networks(comparison)}: the median map of the {trained_at} network is {size} ({p_value(comparison)}), "
+        f"{of_networks(comparison)}: the median map of the {trained_at} network is {size} ({comparison.p_value}), "
         f"{paper}; float32 shows exactly 0 for {measured.figures.zero_share:.0%} of the images."
     )
 

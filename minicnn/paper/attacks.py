@@ -124,13 +124,17 @@ class AttackResult:
     backwards: int = 0
 
 
+def without_label(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The logits (N, K), a copy, with that of the label -inf."""
+    others = logits.copy()
+    others[np.arange(len(logits)), labels] = -np.inf
+    return others
+
+
 def margin(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """max_{j != k} z_j - z_k of the label k, and the j that it is taken at, the first of equals. (N, K), (N,) -> (N,),
     (N,). Raises AttackError where it is no number."""
-    rows = np.arange(len(logits))
-    others = logits.copy()
-    others[rows, labels] = -np.inf
-    rival = others.argmax(axis=1)
+    rows, rival = np.arange(len(logits)), without_label(logits, labels).argmax(axis=1)
     margins = logits[rows, rival] - logits[rows, labels]
     if np.isnan(margins).any():
         raise AttackError("the logits are no finite numbers: choose other weights")
@@ -142,10 +146,7 @@ def log_odds_against(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     The loss -ln p is its softplus; positive where the label has less than half of the probability.
     """
-    rows = np.arange(len(logits))
-    others = logits.copy()
-    others[rows, labels] = -np.inf
-    return np.logaddexp.reduce(others, axis=1) - logits[rows, labels]
+    return np.logaddexp.reduce(without_label(logits, labels), axis=1) - logits[np.arange(len(logits)), labels]
 
 
 def log_loss_change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -334,16 +335,19 @@ def rows_of_pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), math.prod(images.shape[1:]))
 
 
+def changed_pixels(images: np.ndarray, result: AttackResult) -> np.ndarray:
+    """Which entries of the adversarial samples are not those of the images attacked, in the samples' dtype, (N, P)
+    bool: fewer than the moves, where a move changed nothing."""
+    return rows_of_pixels(result.adversarial != np.asarray(images, result.adversarial.dtype))
+
+
 def pixels_to_success(images: np.ndarray, *results: AttackResult) -> np.ndarray:
     """Per image the fewest pixels changed by any of several attacks on the same network that succeeded, (N,) floats;
-    infinite where none did.
-
-    Counted are the entries in which the adversarial sample differs from the image, in the sample's dtype, whatever the
-    number of moves. images: those attacked.
+    infinite where none did. images: those attacked.
     """
     fewest = np.full(len(images), np.inf)
     for result in results:
-        changed = rows_of_pixels(result.adversarial != np.asarray(images, result.adversarial.dtype)).sum(axis=1)
+        changed = changed_pixels(images, result).sum(axis=1)
         fewest = np.where(result.succeeded, np.minimum(fewest, changed), fewest)
     return fewest
 

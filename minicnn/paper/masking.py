@@ -15,7 +15,7 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.layers import Layer, Sequential
-from minicnn.paper.attacks import ALGORITHMS, AttackResult, Setting
+from minicnn.paper.attacks import ALGORITHMS, AttackResult, Setting, without_label
 from minicnn.paper.networks import rescaled
 from minicnn.paper.saliency import saliency_maps
 from minicnn.paper.statistics import (
@@ -178,10 +178,8 @@ def log10_predicted(logits: Array, labels: Array, T: float) -> Array:
     What the gradient of a T-trained network with logits z (N, K) is expected to be at test (T = 1), relative to that of
     a T = 1 network whose logits were u, (N,).
     """
-    rows = np.arange(len(logits))
-    others = logits.astype(np.float64)
-    others[rows, labels] = -np.inf
-    margins = (logits[rows, labels] - others.max(axis=1)) / T
+    others = without_label(logits.astype(np.float64), labels).max(axis=1)
+    margins = (logits[np.arange(len(logits)), labels] - others) / T
     return math.log10(T) - (T - 1) * margins / math.log(10)
 
 
@@ -304,8 +302,7 @@ def _against(rival: str, comparison: Comparison) -> dict[str, Any]:
     ours, theirs = comparison.shares
     outcome = {1: "pass", 0: "cannot tell", -1: "fail"}[comparison.order]
     enough = outcome == "cannot tell" and ours.interval[0] >= ENOUGH and comparison.interval[1] >= 0
-    difference, low, high = (f"{100 * x:+.1f}" for x in (comparison.difference, *comparison.interval))
-    p = f"p = {comparison.adjusted:.2g}" if comparison.adjusted >= 1e-6 else "p < 1e-6"
+    difference, low, high = comparison.in_points()
     return {
         "check": f"iterative against {rival}",
         "outcome": "pass" if enough else outcome,
@@ -316,7 +313,7 @@ def _against(rival: str, comparison: Comparison) -> dict[str, Any]:
         "interval": comparison.interval,
         "p": comparison.adjusted,
         "ground": f"{ours.successes} and {theirs.successes} of {comparison.n}, {difference} points ({low} to {high}), "
-        f"{p}{': nearly all succeed' * enough}",
+        f"{comparison.p_value}{': nearly all succeed' * enough}",
     }
 
 

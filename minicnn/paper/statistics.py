@@ -203,6 +203,16 @@ class Comparison(NamedTuple):
         return int(math.copysign(1, self.difference)) if self.adjusted < SIGNIFICANT else 0
 
     @property
+    def p_value(self) -> str:
+        """The adjusted p, as text."""
+        return f"p = {self.adjusted:.2g}" if self.adjusted >= 1e-6 else "p < 1e-6"
+
+    def in_points(self, digits: int = 1) -> tuple[str, str, str]:
+        """The difference and the bounds of its interval as text, in percentage points."""
+        difference, low, high = (f"{100 * x:+.{digits}f}" for x in (self.difference, *self.interval))
+        return difference, low, high
+
+    @property
     def shares(self) -> tuple[Rate, Rate]:
         """The success rates of both."""
         return (
