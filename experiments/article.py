@@ -1,7 +1,6 @@
 """The report of reproduce as a paper: the finding, the claim, the method, what is exact, the result, why, limits, and
 after them the tables. What its sentences say follows from the figures."""
 
-import collections
 import json
 import statistics
 
@@ -14,11 +13,6 @@ PAPER = (
     "Convolutional Neural Networks against Adversarial Perturbations"
 )
 EPOCHS = 50  # of training, in the paper
-CLAIMS = collections.namedtuple(  # claims.CLAIMS by name
-    "CLAIMS",
-    "accuracy algorithm_1 algorithm_2 algorithm_3 gradient factor author_factor distillation author_distillation "
-    "refreshed appendix_a figures",
-)
 THEIRS = "the author's "  # what the names of his networks begin with
 WHERE = {"replay": "exact", "sweep": "why", "adversarial_samples": "digit"}  # experiments, and whose sections they are
 
@@ -31,7 +25,7 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
     have left in the folder. Of every section the text, up to the last picture, stands in its place, and what follows
     among the tables.
     """
-    trained_at, told = f"T = {results['temperature']:g}", CLAIMS(*rows)
+    trained_at = f"T = {results['temperature']:g}"
     others = {where: [] for where in WHERE.values()} | {"why": list(studied)}
     for name, section in beside(folder, results["dataset"]):
         others[WHERE[name]].append(section)
@@ -40,17 +34,17 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
         return [pictures[name] for name in names if name in pictures]
 
     main = [
-        Section("The finding", Parts([finding(CLAIMS(*measured).factor, rates, trained_at), *shown("finding")])),
+        Section("The finding", Parts([finding(measured.factor, rates, trained_at), *shown("finding")])),
         Section("The claim", Parts(claim(trained_at))),
         Section("The method", Parts([method(results)])),
-        Section("What is exact", Parts([*exactness(rates, told.appendix_a), *shown(*of_arithmetics("author_"))])),
+        Section("What is exact", Parts([*exactness(rates, rows.appendix_a), *shown(*of_arithmetics("author_"))])),
         *brief(others["exact"]),
-        Section("The result", Parts(result(told, trained_at, shown))),
+        Section("The result", Parts(result(rows, trained_at, shown))),
         Section(
             "Why",
             Parts(
                 [
-                    *reason(results, told.gradient, trained_at),
+                    *reason(results, rows.gradient, trained_at),
                     *shown(*(f"saliency_{name}" for name in PAPER_NETWORKS), *of_arithmetics("temperature_")),
                 ]
             ),
