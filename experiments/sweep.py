@@ -33,8 +33,8 @@ import textwrap
 import threading
 import time
 import traceback
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
@@ -244,53 +244,83 @@ class Processes(ThreadPoolExecutor):
     """An Executor of processes that begin afresh and end with the caller, however that ends.
 
     Each thread has one of its own: where one dies, no other's job is lost, and its job is started again, STARTS times
-    in all; then the result is a RuntimeError.
+    in all; then the result is a RuntimeError. A ProcessPoolExecutor waits for ever for the rest of a result whose
+    process died while it sent it.
     """
 
     def __init__(self, count):
         super().__init__(count)
-        self._context, self._thread = multiprocessing.get_context("spawn"), threading.local()
-        self._watched, self._alive = self._context.Pipe(duplex=False)  # when the caller is killed, the system closes it
-        self._pools, self._stopped = [], False
+        self._own, self._started = threading.local(), []
+        self._starting, self._stopped = threading.Lock(), False
+        if os.name == "posix":  # the first process would start it, which unblocks the signals of its thread
+            resource_tracker.ensure_running()
 
     def submit(self, function, /, *arguments):
         return super().submit(self._in_a_process, function, arguments)
 
     def _in_a_process(self, function, arguments):
         for _ in range(STARTS):
-            if not getattr(self._thread, "pool", None):
-                self._thread.pool = ProcessPoolExecutor(1, self._context, _end_with, (self._watched,))
-                self._pools.append(self._thread.pool)
+            try:
+                jobs = self._own.jobs = getattr(self._own, "jobs", None) or self._start()
+                jobs.send((function, arguments))
+                result, error, where = jobs.recv()
+            except (EOFError, OSError):  # from a pipe whose other end is gone
+                self._own.jobs = None
+                if self._stopped:
+                    raise CancelledError from None
+                continue
+            if error is not None:
+                raise error from RuntimeError(where)
+            return result
+        raise RuntimeError(f"its process died {STARTS} times: somebody killed it, or it was out of memory")
+
+    def _start(self):
+        """Start a process. Returns the connection to it."""
+        context = multiprocessing.get_context("spawn")
+        ours, its = context.Pipe()
+        process = context.Process(target=_do_jobs, args=(its,))
+        with self._starting:
+            if self._stopped:
+                raise CancelledError
             if hasattr(signal, "pthread_sigmask"):  # Ctrl-C is for the caller alone: a process inherits this
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                return self._thread.pool.submit(function, *arguments).result()
-            except BrokenProcessPool:
-                self._thread.pool = None
-                if self._stopped:
-                    raise
-        raise RuntimeError(f"its process died {STARTS} times: somebody killed it, or it was out of memory")
+            process.start()
+            self._started.append((process, ours))
+        its.close()  # the last one is the process's own: when it dies, ours tells
+        return ours
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         """Without wait, the processes end at once."""
-        self._stopped = not wait
-        super().shutdown(wait, cancel_futures=cancel_futures or not wait)
         if not wait:
-            self._alive.close()
-        for pool in self._pools:
-            pool.shutdown(wait)
+            with self._starting:
+                self._stopped = True
+                for process, _ in self._started:
+                    process.kill()
+        super().shutdown(wait, cancel_futures=cancel_futures or not wait)
+        if wait:
+            for process, jobs in self._started:
+                jobs.close()
+                process.join()
 
 
-def _end_with(caller):
-    """Have this process end when the other end of a pipe is closed."""
-
-    def watch():
+def _do_jobs(jobs):
+    """A process's work: calls come through the connection, and (result, exception, its traceback) go back."""
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    while True:
         try:
-            caller.recv()
-        finally:
-            os._exit(1)
+            function, arguments = jobs.recv()
+        except EOFError:
+            return
+        try:
+            answer = function(*arguments), None, None
+        except Exception as error:
+            answer = None, error, traceback.format_exc()
+        jobs.send(answer)
 
-    threading.Thread(target=watch, daemon=True).start()
+
+def _end_with_the_caller():
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @contextlib.contextmanager

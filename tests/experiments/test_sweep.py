@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,28 @@ def test_processes_start_the_job_of_a_dead_one_again(tmp_path):
             hopeless.result(timeout=120)
         assert pool.submit(die, paths[0], 0).result(timeout=120) == 0
     assert len(paths[-1].read_text().splitlines()) == 3
+
+
+def die_while_sending(path):
+    """The first time, return something that takes long to send, and die meanwhile; then say that it died."""
+    if path.exists():
+        return "dead"
+    path.touch()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return bytes(2**29)
+
+
+@needs_posix
+def test_processes_survive_a_result_of_which_half_arrived(tmp_path):
+    with sweep.Processes(1) as pool:
+        assert pool.submit(die_while_sending, tmp_path / "died").result(timeout=120) == "dead"
+
+
+def test_processes_hand_on_an_exception_with_its_traceback():
+    with sweep.Processes(1) as pool:
+        error = pool.submit(int, "no number").exception(timeout=120)
+        assert isinstance(error, ValueError) and "in _do_jobs" in "".join(traceback.format_exception(error))
+        assert pool.submit(int, "1").result(timeout=120) == 1
 
 
 @needs_posix
