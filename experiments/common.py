@@ -379,11 +379,13 @@ def find_weights(name, dataset, folder, option):
         if (place / f"{name}.npz").exists():
             return place / f"{name}.npz"
     network = max((network for network in NETWORKS if name.startswith(network)), key=len)
+    has = [other.parent.name for other in sorted(RESULTS.glob(f"*/{name}.npz"))]
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
         f"python -m experiments.train --dataset {dataset} --network {network}"
         f"{'' if folder == default_folder(dataset) else f' --out {shlex.quote(str(folder))}'}"
         f"{'' if name == network else ' and the options of that name'}, or name {option}"
+        f"{f', or take the one that comes with the project: --dataset {has[0]}' if has else ''}"
     )
 
 

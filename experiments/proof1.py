@@ -40,11 +40,12 @@ def equations_text(results):
         section(
             "1. Each form against finite differences",
             "T: {T} | (4) printed: {off[printed_4]:.0e} | right: {off[corrected_4]:.0e} | "
-            "(5) printed: {off[printed_5]:.0e} | right: {off[corrected_5]:.0e} | -ln p_k: {off[cross_entropy]:.0e} | "
-            "engine p_k: {off[engine_probability]:.0e} | -ln p_k: {off[engine_loss]:.0e}",
+            "(5) printed: {off[printed_5]:.0e} | right: {off[corrected_5]:.0e} | of L: {off[cross_entropy]:.0e} | "
+            "engine p_k: {off[engine_probability]:.0e} | L: {off[engine_loss]:.0e}",
             forms,
             f"The largest difference over the largest true entry, the worst of {measured.SAMPLES} vectors of logits. "
-            "Below 1e-12: equal, to the rounding of float64. Above 1: wrong.",
+            "Below 1e-12: equal, to the rounding of float64. Above 1: wrong. Of L = -ln p_k: (p - e_k) / T. Engine: "
+            "what its backward pass gives for p_k and for L.",
         ),
         section(
             "2. T times the sum over i, which is 0 for a true gradient",
@@ -66,7 +67,8 @@ def equations_text(results):
             f"4. What training at T = {training['T']} leaves of the gradient at test, where T is 1",
             "margin m: {margin} | ratio: {ratio:.3e} | predicted: {predicted:.3e} | 1/T: {one_over_T}",
             training["rows"],
-            "ratio: T (1 - p_k(T u)) / (1 - p_k(u)), nine equal rivals. predicted: T exp(-(T - 1) m). The proof: 1/T.",
+            "ratio: T (1 - p_k(T u)) / (1 - p_k(u)), nine equal rivals. predicted: T exp(-(T - 1) m). 1/T: what the "
+            "proof suggests.",
         ),
     )
     return "\n".join(["The equations and their symbols: minicnn/paper/proof1.py.\n", *sections])
@@ -98,8 +100,9 @@ def pixels_text(results):
             [*found["steps"], noise],
             f"{found['moves']} moves; off: error over the larger of prediction and change, by the curve of the loss "
             f"and by ReLUs and pools that switch, medians. Good to 10 %: {whole['share_close']:.0%} the whole way, the "
-            f"larger part of the error is {larger}; {smallest['share_close']:.0%} with {smallest['fraction']:g} of it; "
-            f"{noise['share_close']:.0%} with faint noise too, which leaves no ties in pools.",
+            f"larger part of the error is {larger}. {smallest['share_close']:.0%} with {smallest['fraction']:g} of it: "
+            f"where pools tie, the loss has no derivative. {noise['share_close']:.0%} with faint noise on the image, "
+            "which leaves no ties.",
         ),
         section(
             "   No room: the whole way up, by the value of the pixel",
@@ -124,7 +127,12 @@ def symbolic_text(rows):
         "Proof 1 in SymPy: the corrected statements, then the printed ones",
         "statement: {statement} | any n: {any_n!s} | n = 10: {n_10!s}",
         rows,
-        "Any n: the sum over the classes stays a symbol. n = 10: it is written out.",
+        "Any n: the sum over the classes stays a symbol. n = 10: it is written out. f = exp(x_k/T), "
+        "S = sum_j exp(x_j/T), f' and S' their derivatives by x_i, d_ik = 1 for i = k, else 0; r is the largest logit "
+        "but x_k, m = x_k - r, c = sum_{j != k} exp((x_j - r)/T). gradient_ratio: T (1 - p_k(T u)) / (1 - p_k(u)), "
+        "p at temperature 1; its prediction: T exp(-(T - 1) m); the factor: "
+        "(c_T/c) (1 + c exp(-m)) / (1 + c_T exp(-T m)), where c is that of u and c_T that of T u. The code: "
+        "minicnn/paper/proof1_symbolic.py.",
     )
     refutation = "   {statement}\n       {at}, T = 1: {right}, where the left side is {left}"
     refuted = [refutation.format(**row) for row in rows if not row["n_10"]]
@@ -219,9 +227,9 @@ def walk(options):
         "limit": measured.limit_of_certainty(),
         "training_temperature": measured.training_temperature(),
     }
-    path, name = options.weights, network_name(options)
+    path = options.weights
     try:
-        path = path or common.find_weights(name, options.dataset, options.out, "--weights FILE")
+        path = path or common.find_weights(network_name(options), options.dataset, options.out, "--weights FILE")
         network = common.load_network(path, options.device, options.ties, np.float64)
         dataset = common.load_data(options.dataset)
         chosen = measured.correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)
@@ -249,9 +257,6 @@ def walk(options):
         if path or options.network:
             raise missing
         print(f"\n   Parts 5 and 6 need a trained network, and there is none yet:\n   {missing}.")
-        if (common.RESULTS / "mnist" / f"{name}.npz").exists():
-            print("   With the networks that come with the project they run at once:")
-            print("   python -m experiments.proof1 --dataset mnist")
 
 
 def main(options):

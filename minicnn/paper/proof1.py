@@ -12,7 +12,10 @@ Notation, the same in every function:
     T    the temperature, T > 0. (The paper does not state the condition.)
     k    the target class, 0 <= k < n. (The paper names it both j and k.)
     p    softmax(x / T), see (2)
-    d_ik 1 if i = k, else 0
+    d_ik 1 if i = k, else 0; e_k is the vector of them, which the README calls y
+    n    the number of logits; i and j are any of them
+    u    x / T, the logits that a network trained at T = 1 would have, where x are those of one trained at T
+    J    the derivatives of the logits by the pixels
 
 Every function takes x as float64, or as `decimal.Decimal` with T an int or a Decimal: the same lines then compute to as
 many digits as the decimal context asks for. All raise ValueError for a T that is not positive and finite, for logits
@@ -55,7 +58,7 @@ def loss_printed(x: Vector, k: int, T: Number) -> Number:
 def loss_corrected(x: Vector, k: int, T: Number) -> Number:
     """(3) corrected:  L = -ln p_k = ln(sum_j exp(x_j / T)) - x_k / T, the cross-entropy with a one-hot target.
 
-    With m the class of the largest logit this is (x_m - x_k) / T + ln(1 + sum_{j != m} exp((x_j - x_m) / T)), which
+    With l the class of the largest logit this is (x_l - x_k) / T + ln(1 + sum_{j != l} exp((x_j - x_l) / T)), which
     keeps its digits however close p_k is to 1.
     """
     _one_hot(x, k)
@@ -159,7 +162,7 @@ def margin(u: Vector, k: int) -> Number:
 def gradient_ratio(u: Vector, k: int, T: Number) -> Number:
     """What remains of the gradient at test:  T (1 - p_k(T u)) / (1 - p_k(u)), with p = softmax at temperature 1.
 
-    Training at T fits softmax(z / T), so the logits come out as z = T u, where u is what a network trained at T = 1
+    Training at T fits softmax(x / T), so the logits come out as x = T u, where u is what a network trained at T = 1
     would have had. At test nothing divides by T any more. By the chain rule, with J_u = du/d(pixels),
 
         gradient with logits u    =    J_u^T (p(u)   - e_k)
@@ -178,7 +181,7 @@ def gradient_ratio_predicted(m: Number, T: Number) -> Number:
 
     c counts the rivals in second place, one that is g lower as exp(-g), so that 1 <= c <= n - 1; c_T counts it as
     exp(-T g), for the gaps are stretched T times too. For T >= 1 that is 1/(n - 1) <= c_T / c <= 1, and 1 for a single
-    rival. With 1 - p_k(u) = c exp(-m) / (1 + c exp(-m)), and the same of T u, the ratio is exactly
+    rival or equal ones. With 1 - p_k(u) = c exp(-m) / (1 + c exp(-m)), and the same of T u, the ratio is exactly
 
         T exp(-(T - 1) m)  (c_T / c)  (1 + c exp(-m)) / (1 + c_T exp(-T m))
     """
@@ -201,6 +204,7 @@ def input_gradient(jacobian: np.ndarray, x: Vector, k: int, T: Number) -> Vector
 def predicted_change(gradient: Vector, step: Vector) -> Vector:
     """(1)  change of the loss = Grad(x[m][n]) * (change of x[m][n]): first order, so exact only for a vanishing step.
 
+    And not even then where max-pools tie, as on a flat background: there the loss has no derivative.
     gradient and step of any matching shapes, one entry per pixel moved on its own.
     """
     return gradient * step

@@ -261,6 +261,8 @@ def test_explore_exact_is_that_of_many_digits(tab, values, name, T, scale):
             total = getattr(proof1, f"sum_of_{equation}_{which}")(x, k, t) if which == "printed" else Decimal(0)
             assert abs(sum(entries) - total) < Decimal(10) ** (5 - digits)
             expected[form] = entries[k], entries[rival], total
+        gradient = proof1.cross_entropy_gradient(x, k, t)
+        expected["gradient of the loss"] = gradient[k], gradient[rival], 0
         assert set(forms) == set(expected)
         for form, numbers in forms.items():
             assert_close(decimals(numbers.values()), [Decimal(v) for v in expected[form]])
@@ -511,7 +513,7 @@ def test_explore_without_javascript(driver, folder):
         driver.get((folder / "explore.html").as_uri())
         shown = driver.find_element(By.TAG_NAME, "main").text
         assert "JavaScript, which is off" in shown and "9/100" in shown and "11/100" in shown
-        assert len(driver.find_elements(By.TAG_NAME, "math")) == 8
+        assert len(driver.find_elements(By.TAG_NAME, "math")) == 9
         assert not any(e.is_displayed() for e in driver.find_elements(By.CSS_SELECTOR, "input, button, canvas"))
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

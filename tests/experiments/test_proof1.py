@@ -145,7 +145,7 @@ def test_walk_without_a_network_is_its_first_four_parts(tmp_path, monkeypatch, c
     assert missing.startswith("no trained network 'standard'") and "python -m experiments.train" in missing
     closing = out[out.index("Written:") :]
     assert "Parts 5 and 6 need a trained network" in closing and missing in closing
-    assert closing.endswith("run at once:\n   python -m experiments.proof1 --dataset mnist\n") == committed
+    assert closing.endswith("that comes with the project: --dataset mnist.\n") == committed
 
 
 @pytest.mark.parametrize("option", ["--weights", "--network", None])
