@@ -54,9 +54,13 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
         Section("Limits", Parts([limits(results, bool(studied))])),
     ]
     tables = [
-        Section("Tables", Parts(["The paper's claims, one by one.", claims.as_table(rows)])),
-        Section("The networks, over their seeds", Parts([means(rates), *shown(*results["runs"][0]["networks"])]), 3),
-        *(Section(s.heading, rest(s), 3) for sections in others.values() for s in sections if rest(s)),
+        ("The paper's claims, one by one", Parts([claims.as_table(rows)])),
+        ("The networks, over their seeds", Parts([means(rates), *shown(*results["runs"][0]["networks"])])),
+        *((s.heading, rest(s)) for sections in others.values() for s in sections if rest(s)),
+    ]
+    after = [
+        Section("Tables", Parts()),
+        *(Section(*table, level=3, folded=True) for table in tables),
         Section("Settings", Parts([settings(results)])),
     ]
     machine = results["machine"]
@@ -64,7 +68,7 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
         f"{results['command']}, {results['date']}, minicnn {results['versions']['minicnn']}, {machine['processor']}, "
         f"{machine['cores']} cores, {machine['device']}"
     )
-    return f"Temperature and robustness on {results['dataset']}: the paper beside the truth", main + tables, footer
+    return f"Temperature and robustness on {results['dataset']}: the paper beside the truth", main + after, footer
 
 
 SECTIONS = {"replay": replay.section, "sweep": sweep.section, "adversarial_samples": adversarial_samples.section}
@@ -80,8 +84,8 @@ def beside(folder, dataset):
             found = json.loads(path.read_text("utf-8"))
             if found["dataset"] != dataset:
                 continue
-            heading, parts, _ = section(found, folder)
-            shown = Section(heading, Parts([*parts, f"{found['command']}, {found['date']}"]))
+            left = section(found, folder)
+            shown = left._replace(parts=Parts([*left.parts, f"{found['command']}, {found['date']}"]))
         except (AttributeError, LookupError, OSError, TypeError, ValueError):
             shown = None
         if shown and all(map(is_there, shown.parts)):

@@ -13,6 +13,13 @@ from minicnn.files import write_atomically
 WIDTH = 80  # of what is printed, in characters
 FORMATS = {float: "{:+.2f}", int: "{:,}", type(None): "none", str: "{}"}  # of a cell; floats are exponents
 
+# Folds a page on small screens, those of report.css. Without a script, and on paper, everything is open.
+FOLD = """
+const unfold = open => document.querySelectorAll("details").forEach(section => { section.open = open; });
+unfold(!matchMedia("(max-width: 60rem)").matches);
+addEventListener("beforeprint", () => unfold(true));
+"""
+
 
 class Picture(NamedTuple):
     """A PNG file and what it shows, as a sentence."""
@@ -60,11 +67,13 @@ class Parts(list):
 
 
 class Section(NamedTuple):
-    """Parts under a heading, of level 2 or 3."""
+    """Parts under a heading, of level 2 or 3. folded: whether a small screen shows the heading alone until it is
+    opened."""
 
     heading: str
     parts: Parts
     level: int = 2
+    folded: bool = False
 
 
 def write(folder, title, sections, footer):
@@ -120,7 +129,7 @@ def typeset(text):
     text = re.sub(r"\b1e([-+]?\d+)\b", r"10^\1", html.escape(text, quote=False))
     text = re.sub(r"(\d)e([-+]\d+)\b", r"\1 × 10^\2", text)
     text = re.sub(r"\b([pxz])_([a-z])\b", r"\1<sub>\2</sub>", text)
-    text = re.sub(r"(\d)\^([-+]?)0*(\d+(?:\.\d+)?)", r"\1<sup>\2\3</sup>", text)
+    text = re.sub(r"(\d|\bN)\^([-+]?)0*(\d+(?:\.\d+)?)", r"\1<sup>\2\3</sup>", text)
     return text.replace("<sup>+", "<sup>").replace("<sup>-", "<sup>\u2212").replace("+-", "±")
 
 
@@ -154,16 +163,26 @@ def page(title, sections, footer):
     """The report as one self-contained HTML page, the pictures in it."""
     body, style = [], Path(__file__).with_suffix(".css").read_text("utf-8")
     for i, section in enumerate(sections):
-        heading = f"<h{section.level}>{typeset(section.heading)}</h{section.level}>\n" if i else ""
-        body.append(f"<section>\n{heading}{chr(10).join(map(_html, section.parts))}\n</section>")
+        heading = f"<h{section.level}>{typeset(section.heading)}</h{section.level}>" if i else ""
+        if section.folded:
+            heading = f"<details open><summary>{heading}</summary>"
+        parts = [heading, *map(_html, section.parts), *["</details>"] * section.folded]
+        body.append(_unbroken("\n".join(["<section>", *parts, "</section>"])))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>
 {style}</style></head>
 <body><h1>{typeset(title)}</h1>
 {chr(10).join(body)}
-<footer>{typeset(footer)}</footer></body></html>
+<footer>{typeset(footer)}</footer>
+<script>{FOLD}</script></body></html>
 """
+
+
+def _unbroken(text):
+    """HTML in which no line ends within T = 20, n = 5, p < 0.05 or 72 %."""
+    text = re.sub(r"\b([Tnp]) (=|&lt;) (?=\d)", r"\1&nbsp;\2&nbsp;", text)
+    return re.sub(r"(\d) %", r"\1&nbsp;%", text)
 
 
 def _html(part):

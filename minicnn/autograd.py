@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec
 
@@ -57,10 +57,10 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
     of the backward pass that all its pullbacks begin with. Arguments that are no Tensor are constants,
     which must not change before backward: only Tensors have a version that tells.
 
-    Raises TypeError where Tensors of different dtype or backend meet, where a constant would change the dtype, where a
-    Tensor that requires a gradient has no pullback, for a Tensor by keyword, for a value that is no array, and for
-    pullbacks that are no tuple. Numbers too small for a float become 0 whatever np.seterr says, in the pullbacks too.
-    In type hints arrays are Any, for callers give Tensors.
+    Raises TypeError where Tensors of different dtype or backend meet, where the value has another dtype, where a
+    Tensor that requires a gradient has no pullback, or None, for a Tensor by keyword, for a value that is no array, and
+    for pullbacks that are no tuple. Numbers too small for a float become 0 whatever np.seterr says, in the pullbacks
+    too. In type hints arrays are Any, for callers give Tensors.
 
     >>> @op
     ... def square(x):
@@ -88,13 +88,18 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
         value, pullbacks, *shared = result
         if not isinstance(pullbacks, tuple):
             raise TypeError(f"{function.__name__}: its pullbacks must be a tuple, (pullback,) with a comma for one")
-        if not hasattr(value, "dtype"):
+        if isinstance(value, Tensor) or not hasattr(value, "dtype"):
             raise TypeError(f"{function.__name__}: its value must be an array, got {type(value).__name__}")
         if tensors and value.dtype != tensors[0].dtype:
-            raise TypeError(f"{function.__name__}: a constant turns {tensors[0].dtype} into {value.dtype}")
-        if any(isinstance(a, Tensor) and a.requires_grad for a in args[len(pullbacks) :]):
-            raise TypeError(f"{function.__name__} has no gradient by argument {len(pullbacks)} or later")
-        edges = [(a, p) for a, p in zip(args, pullbacks, strict=False) if isinstance(a, Tensor) and a.requires_grad]
+            raise TypeError(
+                f"{function.__name__}: a constant, or the function itself, turns {tensors[0].dtype} into "
+                f"{value.dtype}: give constants the Tensors' dtype"
+            )
+        needed = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
+        for i in needed:
+            if i >= len(pullbacks) or pullbacks[i] is None:
+                raise TypeError(f"{function.__name__} has no gradient by argument {i}")
+        edges: Any = [(args[i], pullbacks[i]) for i in needed]
         if _without_graph() or not edges:
             return Tensor(value)
         versions = [(t, t.version) for t in tensors]
@@ -131,10 +136,11 @@ def _matmul(a: Array, b: Array) -> ValueAndPullbacks:
 class Tensor:
     """An array of float32 or float64, with the operation that made it.
 
-    data: the array, on any backend; comparisons are made on it, as in `t.data > 0`. requires_grad: a leaf whose
-    gradient is wanted. grad: after backward(), on such leaves alone, an array like data, and no one else's; it adds up
-    over calls until set to None. version: how often data was changed in place, by an optimiser, by set_weights, or by
-    `t.data -= change`; whoever does it otherwise, as in `t.data[0] = 1`, adds 1.
+    data: the array itself, on any backend, and no copy: Tensors of one array or of its views (`t[0:2]`, reshape, T)
+    share its memory, but not their versions. Comparisons are made on it, as in `t.data > 0`. requires_grad: a leaf
+    whose gradient is wanted. grad: after backward(), on such leaves alone, an array like data, and no one else's; it
+    adds up over calls until set to None. version: how often data was changed in place, by an optimiser, by set_weights,
+    or by `t.data -= change`; whoever does it otherwise, as in `t.data[0] = 1`, adds 1.
 
     >>> a, b = Tensor([[1.0, 2.0]], requires_grad=True), Tensor([[3.0], [4.0]])
     >>> (a @ b).backward()
@@ -190,8 +196,25 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.data)
 
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
     def __len__(self) -> int:
         return len(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("Tensors are compared by their arrays, as in `t.data == 0`")
+
+    __hash__ = object.__hash__
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """What NumPy makes of a Tensor, or of a list of them. Raises TypeError where the gradient would be lost."""
+        if self.requires_grad:
+            raise TypeError("as a NumPy array this Tensor would lose its gradient: take its .data if that is meant")
+        return np.array(backend.to_host(self.data), dtype=dtype, copy=copy)
 
     @op
     def __add__(a: Array, b: Any) -> ValueAndPullbacks:
@@ -333,7 +356,7 @@ class Tensor:
         """Add the gradient to `.grad` of every leaf that requires it.
 
         cotangent: of this tensor, an array like data; may be left out for a scalar. Raises ValueError where it is
-        missing or has another shape or dtype.
+        missing or has another shape or dtype, TypeError where it is no array.
         """
         for leaf, g in _cotangents(self, cotangent, None).items():
             leaf.grad = g if leaf.grad is None else backend.of(g).asarray(leaf.grad + g)
@@ -361,12 +384,14 @@ def grad(output: Tensor, inputs: Sequence[Tensor], cotangent: Array = None) -> l
     """Gradients of `output` with respect to the Tensors `inputs`, and nothing else: no other pullback is called.
 
     cotangent as in Tensor.backward. Returns a list of arrays; no `.grad` is touched. Raises ValueError where an input
-    has no path to the output.
+    has no path to the output, TypeError where the inputs are one Tensor instead of a list.
 
     >>> x = Tensor([3.0], requires_grad=True)
     >>> grad((x * x).sum(), [x])
     [array([6.])]
     """
+    if isinstance(inputs, Tensor):
+        raise TypeError("the inputs of grad are a list of Tensors: [x] for one")
     found = _cotangents(output, cotangent, set(inputs))
     missing = [i for i, tensor in enumerate(inputs) if tensor not in found]
     if missing:
@@ -398,6 +423,7 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
         if output.data.size != 1:
             raise ValueError(f"backward on a tensor of shape {output.shape} needs a cotangent of that shape")
         cotangent = backend.of(output.data).xp.ones_like(output.data)
+    backend.of(cotangent)
     if cotangent.shape != output.shape or cotangent.dtype != output.dtype:
         raise ValueError(
             f"the cotangent is {cotangent.dtype}{cotangent.shape}, the tensor is {output.dtype}{output.shape}"
@@ -435,10 +461,11 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
                 g = tensor.shared(g)
             for parent, pullback in edges:
                 contribution = pullback(g)
-                if contribution.shape != parent.shape or contribution.dtype != parent.dtype:
+                shape, dtype = _shape(contribution), getattr(contribution, "dtype", type(contribution).__name__)
+                if (shape, dtype) != (parent.shape, parent.dtype):
+                    name = getattr(pullback, "__qualname__", repr(pullback)).replace(".<locals>", "")
                     raise TypeError(
-                        f"a pullback gave {contribution.dtype}{contribution.shape} "
-                        f"for an argument that is {parent.dtype}{parent.shape}"
+                        f"the pullback {name} gave {dtype}{shape} for an argument that is {parent.dtype}{parent.shape}"
                     )
                 sums[parent] = sums[parent] + contribution if parent in sums else contribution
     return results

@@ -48,7 +48,9 @@ def of(array: Any) -> Backend:
     for backend in reversed(_backends.values()):
         if isinstance(array, backend.array):
             return backend
-    raise TypeError(f"expected an array of one of {', '.join(_backends)}, got {type(array).__name__}")
+    kind = type(array)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    raise TypeError(f"expected an array of one of {', '.join(_backends)}, got {name}")
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -75,6 +75,8 @@ def convolutions() -> str:
 
 def _check_dtypes(x, *others):
     """C reads memory as it is told to, and a buffer of NumPy's takes any number."""
+    if x.dtype not in (np.float32, np.float64):
+        raise TypeError(f"float32 or float64 is needed, got {x.dtype}")
     for other in others:
         if other is not None and other.dtype != x.dtype:
             raise TypeError(f"{x.dtype} meets {other.dtype}: give all arrays the same dtype")

@@ -209,8 +209,13 @@ def _tensors(arguments):
 
 
 def _call(function, tensors):
-    """Value and pattern, which is None for a function that returns none."""
+    """Value and pattern, which is None for a function that returns none. Raises ValueError where the function changes
+    an argument in place: for whoever else uses that one, the gradient would be wrong."""
+    before = [backend.to_host(tensor.data).copy() for tensor in tensors]
     result = function(*tensors)
+    for i, (tensor, array) in enumerate(zip(tensors, before, strict=True)):
+        if not np.array_equal(backend.to_host(tensor.data), array, equal_nan=True):
+            raise ValueError(f"the function changes its argument {i} in place: compute on a copy")
     if isinstance(result, Tensor):
         return result, None
     value, pattern = result

@@ -232,6 +232,11 @@ class Sequential(Layer):
         return self.layers | own
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
-        for layer in self.layers.values():
-            x = layer(x, masks)
+        for name, layer in self.layers.items():
+            try:
+                x = layer(x, masks)
+            except ValueError as error:
+                if type(error) is not ValueError:
+                    raise
+                raise ValueError(f"{name}: {error}") from error
         return x

@@ -140,6 +140,8 @@ class _Run:
         functions, xp = self.device.functions, self.device.xp
         self.network, self.recipe, self.diverged = network, recipe, diverged
         self.images = self.device.asarray(images, dtype=dtype)
+        if targets.dtype.kind in "iu" and targets.size and max(-int(targets.min()), int(targets.max())) >= 2**31:
+            raise TrainingError(f"integer targets must be below 2^31, got {targets.min()} to {targets.max()}")
         self.targets = self.device.asarray(targets, dtype=np.int32 if targets.dtype.kind in "iu" else dtype)
         for name, values in (("images", self.images), ("targets", self.targets)):
             if not bool(xp.isfinite(values).all()):
@@ -308,15 +310,16 @@ def fit(
     run that finds its checkpoint goes on from it to the same bits. on_step(done, steps), on_epoch(row) are called back.
     graph=False runs each step by itself where CUDA would replay a captured one: the same bits, slower; a layer or loss
     of your own needs it where it computes on CUDA what cannot be captured, a matrix product or an indexing by arrays.
-    loss(logits, targets) -> (N,), a function of the batch's Tensor and its raw targets; by default the cross-entropy at
-    the recipe's temperature, and then targets are checked first. A checkpoint knows a loss by its name and its code,
-    and a network by its repr: not what a function closes over, nor the code of a layer.
+    loss(logits, targets) -> (N,), a function of the batch's Tensor and its targets, an array of the backend, integers
+    as int32 and others in the network's dtype; by default the cross-entropy at the recipe's temperature, and then
+    targets are checked first. A checkpoint knows a loss by its name and its code, and a network by its repr: not what a
+    function closes over, nor the code of a layer.
     Returns the history: a dict per epoch with epoch, train_loss (with dropout, at T, without the penalty), for each
     held-out set NAME_accuracy and NAME_loss, and seconds (training and evaluation).
     Raises LearningError for a temperature at which nothing can be learnt and for divergence (of a loss of one's own:
     once it is not finite); TrainingError, of which that is one, for too few samples, for images that are no finite
-    numbers, and for a checkpoint that is of another run, does not fit this one, or holds more epochs than are asked
-    for; ValueError for labels that fit neither the images nor the network.
+    numbers, for integer targets beyond int32, and for a checkpoint that is of another run, does not fit this one, or
+    holds more epochs than are asked for; ValueError for labels that fit neither the images nor the network.
     """
     targets = backend.to_host(targets)
     if len(images) != len(targets):

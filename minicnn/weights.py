@@ -75,27 +75,31 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     return np.ndarray(shape, dtype, contents, file.tell(), order="F" if columns_first else "C").copy()
 
 
-def _orientation(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Flip the filters: files hold them for true convolution (Lasagne, Theano), the engine cross-correlates."""
+def _flipped(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Files hold filters for true convolution (Lasagne, Theano), the engine cross-correlates: turn them by 180 degrees,
+    which are the arrays of four axes."""
     return {n: w[:, :, ::-1, ::-1] if w.ndim == 4 else w for n, w in weights.items()}
 
 
 def get_weights(network: Layer) -> dict[str, np.ndarray]:
-    """Name -> NumPy array, a copy, as files hold them: the author's names ("conv1_W", ...) and filter orientation.
+    """Name -> NumPy array, a copy of the parameter: the author's names, "conv1_W", .... (Files hold filters turned by
+    180 degrees, see save_weights.)
 
     >>> from minicnn.layers import Dense, Sequential
     >>> {name: w.shape for name, w in get_weights(Sequential(dense1=Dense(3, 2))).items()}
     {'dense1_W': (3, 2), 'dense1_b': (2,)}
     """
-    return _orientation({name: backend.to_host(p.data).copy() for name, p in network.parameters().items()})
+    return {name: backend.to_host(p.data).copy() for name, p in network.parameters().items()}
 
 
 def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path = "weights") -> Self:
-    """Set every parameter, on the device and in the dtype that it has. Returns the network.
+    """Set every parameter to its array, on the device and in the dtype that it has. Returns the network.
 
-    Raises WeightsError where names or shapes differ or a value is not finite, in the parameter's
-    dtype; the network is then unchanged.
+    weights: name -> array, of any backend or library that NumPy understands. Raises WeightsError where names or shapes
+    differ, where an array holds no floating-point numbers, or one that is not finite in the parameter's dtype; the
+    network is then unchanged.
     """
+    weights = {name: backend.to_host(array) for name, array in weights.items()}
     parameters = network.parameters()
     if set(weights) != set(parameters):
         missing, extra = sorted(set(parameters) - set(weights)), sorted(set(weights) - set(parameters))
@@ -103,11 +107,13 @@ def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path =
     for name, parameter in parameters.items():
         if weights[name].shape != parameter.shape:
             raise WeightsError(f"{source}: {name} has shape {weights[name].shape}, the network's is {parameter.shape}")
+        if weights[name].dtype.kind != "f":
+            raise WeightsError(f"{source}: {name} holds {weights[name].dtype}, not floating-point numbers")
         with np.errstate(over="ignore"):  # 1e300 is infinite in float32
-            finite = weights[name].dtype.kind == "f" and np.isfinite(weights[name].astype(parameter.dtype)).all()
+            finite = np.isfinite(weights[name].astype(parameter.dtype)).all()
         if not finite:
             raise WeightsError(f"{source}: {name} holds values that are no finite numbers")
-    for name, values in _orientation(weights).items():
+    for name, values in weights.items():
         parameter = parameters[name]
         values = np.ascontiguousarray(values, dtype=parameter.dtype).reshape(parameter.shape)
         parameter.data[...] = backend.of(parameter.data).asarray(values)
@@ -118,19 +124,22 @@ def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path =
 def save_weights(network: Layer, path: Path, temperature: float | None = None) -> None:
     """Write the network's weights as .npz (atomically), and the temperature that it was trained at, if that is known.
 
+    As in the author's files, filters (arrays of four axes) stand there turned by 180 degrees, for true convolution.
+
     Raises WeightsError where a parameter has the name under which that stands.
     """
-    weights = get_weights(network)
+    weights = _flipped(get_weights(network))
     if TRAINED_AT in weights:
         raise WeightsError(f"{path}: {TRAINED_AT!r} stands for the temperature in weight files, not for a parameter")
     save_npz(path, weights if temperature is None else weights | {TRAINED_AT: np.array(float(temperature))})
 
 
 def load_weights(network: Self, path: Path) -> Self:
-    """Set the network's parameters from an .npz file; returns the network. Raises WeightsError."""
+    """Set the network's parameters from an .npz file as save_weights writes it; returns the network. Raises
+    WeightsError."""
     weights = load_npz(path, weights_limit(network))
     weights.pop(TRAINED_AT, None)
-    return set_weights(network, weights, source=path)
+    return set_weights(network, _flipped(weights), source=path)
 
 
 def trained_at(path: Path, limit: int = LIMIT) -> float | None:

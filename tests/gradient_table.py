@@ -213,6 +213,11 @@ def _paper_cnn(T, dropout=None, images=2, seed=2):
     return build
 
 
+def _like(a, values):
+    """A constant on the device of a Tensor and in its dtype."""
+    return backend.of(a.data).asarray(values, dtype=a.dtype)
+
+
 def _all():
     conv2d, same, dense = ops.conv2d, partial(ops.conv2d, padding="same"), ops.dense
     shapes = {"x": (2, 2, 4, 5), "w": (3, 2, 3, 3), "b": (3,)}
@@ -238,6 +243,7 @@ def _all():
         "-a": _normal(operator.neg, a=a),
         "a ** 3": _normal(lambda a: a**3, a=a),
         "a ** -1.5": _positive(lambda a: a**-1.5, a=a),
+        "a ** array": _positive(lambda a: a ** _like(a, [3, 0.5, 0, 2]), a=a),
         "2 + a": _normal(lambda a: 2 + a, a=a),
         "2 - a": _normal(lambda a: 2 - a, a=a),
         "2 * a": _normal(lambda a: 2 * a, a=a),
@@ -274,6 +280,10 @@ def _all():
         "conv2d 1 channel same relu": _rectified(same, **one_channel),
         "conv2d uneven sizes": _normal(conv2d, **uneven),
         "conv2d uneven sizes same relu": _rectified(same, **uneven),
+        "conv2d of a batch": _normal(
+            same, x=(40, 2, 4, 5), w=(3, 2, 3, 3), b=(3,)
+        ),  # numbers enough for a second block
+        "dense of a batch": _normal(dense, x=(150, 4), w=(4, 3), b=(3,)),
         "dense": _normal(dense, x=(4, 6), w=(6, 3), b=(3,)),
         "dense square": _normal(dense, x=(3, 4), w=(4, 4), b=(4,)),
         "dense relu": _rectified(dense, x=(4, 6), w=(6, 3), b=(3,)),
@@ -281,6 +291,8 @@ def _all():
         "relu": _relu((5, 7)),
         "relu of images": _relu((2, 3, 4, 3)),
         "max_pool2d 2": _max_pool2d((2, 3, 4, 6), 2),
+        "max_pool2d 2 of a batch": _max_pool2d((40, 2, 4, 5), 2),
+        "max_pool2d 2 of a batch ties=all": _max_pool2d((40, 2, 4, 5), 2, ties="all"),
         "max_pool2d 2 ties=all": _max_pool2d((2, 3, 4, 6), 2, ties="all"),
         "max_pool2d 2 with remainder": _max_pool2d((2, 3, 5, 7), 2),
         "max_pool2d 3 with remainder ties=all": _max_pool2d((2, 2, 7, 5), 3, ties="all"),

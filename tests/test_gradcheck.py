@@ -206,6 +206,19 @@ def test_repeats_catches_a_pullback_that_drifts():
     assert not repeats(drifting, {"x": np.ones(3)})
 
 
+@op
+def doubling_in_place(x):
+    x *= 2
+    return x, (lambda g: 2 * g,)
+
+
+@pytest.mark.parametrize("judge", [gradcheck.check, gradcheck.check_float32, gradcheck.repeats])
+def test_checks_refuse_an_operation_that_changes_its_input(judge):
+    """Its own gradient is right; that of (f(x) + x * x) is not."""
+    with pytest.raises(ValueError, match="changes its argument 0 in place"):
+        judge(doubling_in_place, {"x": np.ones(3)})
+
+
 def test_check_float32_catches_a_loss_of_precision():
     x = np.linspace(1, 2, 5)
     assert not wrong(check(cancelling, {"x": x}))
@@ -317,7 +330,10 @@ for pullback in (lambda g: g.sum(), lambda g: np.array([1e7, 2.0]) * g):
         print(error)
 """
     result = subprocess.run([sys.executable, "-O", "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.splitlines() == ["a pullback gave float64() for an argument that is float64(2,)", "[False]"]
+    assert result.stdout.splitlines() == [
+        "the pullback <lambda> gave float64() for an argument that is float64(2,)",
+        "[False]",
+    ]
 
 
 def test_check_replaces_and_counts_directions_across_a_kink():

@@ -119,6 +119,13 @@ def test_repr_of_a_layer_that_knows_its_owner():
     assert "owner: ..." in repr(owner) and list(owner.parameters()) == ["part_W", "part_b"]
 
 
+def test_sequential_says_which_layer_does_not_fit():
+    inner = Sequential(first=Dense(3, 4), second=Dense(5, 2))
+    network = Sequential(whole=inner)
+    with pytest.raises(ValueError, match=r"^whole: second: weights must have shape \(4, U\), got \(5, 2\)$"):
+        network(Tensor(np.ones((1, 3), np.float32)))
+
+
 def test_sequential_takes_layers_of_any_name():
     network = Sequential(self=Dense(3, 4), layers=Dense(4, 2))
     assert list(network.parameters()) == ["self_W", "self_b", "layers_W", "layers_b"]

@@ -348,6 +348,20 @@ def test_fit_refuses_data():
         fit(small_cnn(), images, labels, RECIPE, loss=lambda z, target: cross_entropy(z, target).mean())
 
 
+@pytest.mark.parametrize("offset", [2**31, 2**32, -(2**33)])
+def test_fit_refuses_integer_targets_that_would_wrap(offset):
+    """The engine's integers have 32 bits: with a loss of one's own these would train as if they were others."""
+    images, labels = samples(20)
+    with pytest.raises(TrainingError, match=r"integer targets must be below 2\^31"):
+        fit(
+            small_cnn(),
+            images,
+            labels.astype(np.int64) + offset,
+            RECIPE,
+            loss=lambda z, target: cross_entropy(z, target),
+        )
+
+
 LABELS_REFUSED = {
     "a column": (lambda labels: labels[:, None], r"labels must have shape \((16,|8, 3)\).*, got \(\d+, 1\)$"),
     "floats": (lambda labels: labels.astype(float), "must be integers, got float64"),

@@ -293,8 +293,9 @@ def changed(**arrays):
         (changed(conv1_b=np.zeros((4, 1))), r"conv1_b has shape \(4, 1\), the network's is \(4,\)"),
         (changed(conv1_b=np.array([0, np.nan, 0, 0])), "conv1_b holds values that are no finite numbers"),
         (changed(conv1_b=np.array([0, np.inf, 0, 0])), "conv1_b holds values that are no finite numbers"),
-        (changed(conv1_b=np.array(["a", "b", "c", "d"])), "conv1_b holds values that are no finite numbers"),
-        (changed(conv1_b=np.zeros(4, complex)), "conv1_b holds values that are no finite numbers"),
+        (changed(conv1_b=np.array(["a", "b", "c", "d"])), "conv1_b holds <U1, not floating-point numbers"),
+        (changed(conv1_b=np.zeros(4, complex)), "conv1_b holds complex128, not floating-point numbers"),
+        (changed(conv1_b=np.zeros(4, int)), "conv1_b holds int64, not floating-point numbers"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_and_change_nothing(tmp_path, change, message):
@@ -304,6 +305,23 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(tmp_path, change
     with pytest.raises(WeightsError, match=f"^{path}: {message}$"):
         load_weights(network, path)
     assert bits(network) == before
+
+
+def test_weights_in_memory_are_the_parameters_themselves():
+    """Only files turn filters: an array that is set is the parameter, and PyTorch's filters are ours."""
+    network, rng = small_cnn(), np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(p.shape).astype(np.float32) for name, p in network.parameters().items()}
+    set_weights(network, arrays)
+    for name, found in get_weights(network).items():
+        assert np.array_equal(found, arrays[name]) and np.array_equal(network.parameters()[name].data, arrays[name])
+
+
+def test_set_weights_takes_what_numpy_understands():
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    arrays = get_weights(small_cnn(3))
+    network = set_weights(small_cnn(), {name: torch.from_numpy(array) for name, array in arrays.items()})
+    assert bits(network) == bits(small_cnn(3))
+    assert bits(set_weights(small_cnn(), {n: Tensor(array) for n, array in arrays.items()})) == bits(network)
 
 
 def test_get_weights_are_copies():

@@ -100,13 +100,18 @@ class OnePixel:
 
     @staticmethod
     def fits(network: Layer) -> TypeGuard[Sequential]:
-        """Whether it is a Sequential of Conv2D (valid padding) and MaxPool2D, then Flatten, then layers on (N, D)."""
+        """Whether it is a Sequential of Conv2D (square filters, valid padding) and MaxPool2D, then Flatten, then layers
+        on (N, D)."""
         if type(network) is not Sequential:
             return False
         kinds = [type(layer) for layer in network.layers.values()]
         spatial = list(network.layers.values())[: kinds.index(Flatten)] if Flatten in kinds else []
         return bool(spatial) and all(
-            type(layer) is MaxPool2D or type(layer) is Conv2D and layer.padding == "valid" for layer in spatial
+            type(layer) is MaxPool2D
+            or type(layer) is Conv2D
+            and layer.padding == "valid"
+            and layer.W.shape[2] == layer.W.shape[3]
+            for layer in spatial
         )
 
     def __init__(self, network: Sequential, images: np.ndarray) -> None:

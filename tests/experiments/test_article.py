@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from experiments import article, claims, common, replay, reproduce
+from experiments import article, claims, common, replay, report, reproduce
 from experiments.claims import Missing, Results
 from experiments.report import Parts, Picture, Section, Table
 from minicnn.paper.networks import PAPER_NETWORKS
 from tests.experiments import test_claims
+from tests.experiments.conftest import emulate
 
 LEFT = {"dataset": "digits", "command": "it", "date": "then"}  # by an experiment in the folder
 
@@ -60,7 +61,9 @@ def captions(parts):
 def test_article_has_the_outline_of_a_paper(told):
     title, sections, footer = told()
     outline = ["The finding", "The claim", "The method", "What is exact", "The result", "Why", "Limits", "Tables"]
-    assert [s.heading for s in sections] == [*outline, "The networks, over their seeds", "Settings"]
+    folded = ["The paper's claims, one by one", "The networks, over their seeds"]
+    assert [s.heading for s in sections] == [*outline, *folded, "Settings"]
+    assert [s.heading for s in sections if s.folded] == folded
     assert "digits" in title and footer.startswith("the command, today, minicnn 1, a processor")
     shown = {s.heading: captions(s.parts) for s in sections if captions(s.parts)}
     assert shown == {
@@ -69,7 +72,8 @@ def test_article_has_the_outline_of_a_paper(told):
         "Why": ["saliency_temperature"],
         "The networks, over their seeds": ["standard"],
     }
-    assert all(isinstance(p, Table) == (p is sections[7].parts[1]) for s in sections[:8] for p in s.parts)
+    assert not any(isinstance(part, Table) for section in sections[:8] for part in section.parts)
+    assert all(isinstance(section.parts[0], Table) for section in sections if section.folded)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +97,12 @@ def test_article_tells_once_what_needs_the_author_s_networks(told):
     _, sections, _ = told()
     (exact,) = parts_of(sections, "What is exact")
     assert exact.endswith("Not judged: it needs a file.")
-    heads, rows = parts_of(sections, "Tables")[1].texts()
+    heads, rows = parts_of(sections, "The paper's claims, one by one")[0].texts()
     assert "author's networks" not in heads
     assert sum("needs a file" in cell for row in rows for cell in row) == 1
     _, sections, _ = told(theirs=test_claims.a_run())
     assert "the author's standard" in parts_of(sections, "What is exact")[1]
-    assert "author's networks" in parts_of(sections, "Tables")[1].texts()[0]
+    assert "author's networks" in parts_of(sections, "The paper's claims, one by one")[0].texts()[0]
 
 
 def test_article_names_its_limits(told):
@@ -119,6 +123,24 @@ def test_article_parts_the_text_of_a_study_from_its_tables(told, tmp_path):
     assert headings.index(("Why", 2)) + 1 == text and text < headings.index(("Limits", 2)) < tables
     assert sections[text].parts == ["A sentence.", picture] and sections[tables].parts == [table, "A note."]
     assert parts_of(sections, "No picture") == [table] and headings[tables] == ("Study", 3)
+
+
+def test_article_with_a_long_study_is_short_on_a_phone(told, tmp_path, driver):
+    """Its tables are folded: each costs the lines of its heading, however many rows it has."""
+    row = {"moves:": "Algorithm 1"} | dict.fromkeys(map(str, range(7)), "91.7%")
+    studied = [Section(f"A study: {i}. What it is about", Parts(3 * [Table(13 * [row])]), 3) for i in range(16)]
+    title, sections, footer = told(studied=studied)
+    for picture in (part for section in sections for part in section.parts if isinstance(part, Picture)):
+        picture.path.write_bytes(b"\x89PNG")
+    path = tmp_path / "report.html"
+    path.write_text(report.page(title, sections, footer), "utf-8")
+    emulate(driver, 360)
+    driver.get(path.as_uri())
+    size = "let page = document.scrollingElement; return [page.scrollWidth, page.scrollHeight / innerHeight]"
+    width, folded = driver.execute_script(size)
+    driver.execute_script("unfold(true)")
+    unfolded_width, unfolded = driver.execute_script(size)
+    assert max(width, unfolded_width) <= 360 and folded < 10 < 60 < unfolded
 
 
 def test_article_shows_what_other_experiments_left_in_the_folder(told, tmp_path, capsys):

@@ -26,7 +26,7 @@ def sections(tmp_path):
     return [
         Section("Not shown", Parts(["The finding.", Picture("one & two", picture)])),
         Section("Why", Parts(["p < q", ["first point", "second"]])),
-        Section("Tables", Parts([CLAIMS, Table([{"n": 1200, "": None}])]), level=3),
+        Section("Tables", Parts([CLAIMS, Table([{"n": 1200, "": None}])]), level=3, folded=True),
     ]
 
 
@@ -89,6 +89,7 @@ def test_parts_in_a_terminal_are_all_but_the_pictures(tmp_path):
         ("max 9.78318e-05, 2e+10", "max 9.78318 × 10<sup>−5</sup>, 2 × 10<sup>10</sup>"),
         ("p_k, 1 - p_j", "p<sub>k</sub>, 1 - p<sub>j</sub>"),
         ("5% +- 1%", "5% ± 1%"),
+        ("O(N^2), log N", "O(N<sup>2</sup>), log N"),
         ("figures_1_and_2_plain.png, x^y, plain_float32", "figures_1_and_2_plain.png, x^y, plain_float32"),
         ("a & <b>", "a &amp; &lt;b&gt;"),
     ],
@@ -139,6 +140,24 @@ def test_page_holds_every_part(sections):
     assert "Not shown" not in page.text
 
 
+def test_page_keeps_together_what_is_read_together():
+    parts = Parts(["At T = 20, p < 1e-6, 72 % of 3 x 4, p = q, s = 50.", Table([{"n < 5": "1"}])])
+    page = report.page("A title", [Section("", parts)], "end")
+    assert "At T&nbsp;=&nbsp;20, p&nbsp;&lt;&nbsp;10<sup>−6</sup>, 72&nbsp;% of 3 x 4, p = q, s = 50." in page
+    assert "n&nbsp;&lt;&nbsp;5</th>" in page
+
+
+def written(folder, sections):
+    """A page in a folder."""
+    path = folder / "page.html"
+    path.write_text(report.page("A title", sections, "end"), "utf-8")
+    return path
+
+
+def scroll_width(driver):
+    return driver.execute_script("return document.scrollingElement.scrollWidth")
+
+
 def test_write_makes_both_files(sections, tmp_path):
     report.write(tmp_path, "a < b", sections, "end")
     assert (tmp_path / "report.md").read_text("utf-8") == report.markdown("a < b", sections, "end", tmp_path)
@@ -149,13 +168,13 @@ def test_write_makes_both_files(sections, tmp_path):
 def test_page_in_a_browser(sections, tmp_path, driver, width):
     """Nothing is wider than the screen; on a phone a row is a card, without its empty cells; both grounds contrast."""
     wide = Table([{f"column {i}": f"{i} of 1000 images (10-20)" for i in range(9)}])
-    path = tmp_path / "page.html"
     sections.append(Section("Wide", Parts([wide, 3 * "a long word " + 100 * "x"])))
-    path.write_text(report.page("A title", sections, "end"), "utf-8")
+    path = written(tmp_path, sections)
     for scheme in ("light", "dark"):
         emulate(driver, width, scheme)
         driver.get(path.as_uri())
-        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        driver.execute_script("unfold(true)")
+        assert scroll_width(driver) <= width
         displays = driver.execute_script(
             "return [...document.querySelectorAll('.cards td')].map(cell => getComputedStyle(cell).display)"
         )
@@ -164,3 +183,42 @@ def test_page_in_a_browser(sections, tmp_path, driver, width):
         colours = "let s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
         ink, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in driver.execute_script(colours))
         assert abs(ink - ground) > 0.6 and (ground > 0.5) == (scheme == "light")
+
+
+@pytest.mark.parametrize("width", [320, 801, 961])
+def test_claims_with_names_of_files_fit_any_screen(tmp_path, driver, width):
+    row = Row("a claim", "four of each", "none", *3 * ("figures_1_and_2_author_plain.png",), "Drawn from this run.")
+    emulate(driver, width)
+    driver.get(written(tmp_path, [Section("", Parts([claims.as_table([row])]))]).as_uri())
+    assert scroll_width(driver) <= width
+
+
+def test_a_phone_unfolds_what_is_asked_for_and_paper_everything(sections, tmp_path, driver):
+    from selenium.webdriver import Keys
+
+    def is_open():
+        return driver.execute_script("return [...document.querySelectorAll('details')].map(folded => folded.open)")
+
+    path = written(tmp_path, [*sections, sections[-1]])
+    emulate(driver, 1400)
+    driver.get(path.as_uri())
+    assert is_open() == [True, True]
+    emulate(driver, 360)
+    driver.get(path.as_uri())
+    assert is_open() == [False, False]
+    driver.switch_to.active_element.send_keys(Keys.TAB)
+    driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert is_open() == [True, False]
+    driver.execute_cdp_cmd("Page.printToPDF", {})
+    assert is_open() == [True, True]
+
+
+def test_a_phone_shows_what_the_rows_of_a_table_are_of(tmp_path, driver):
+    """The head of the first column, which names the network, above the cards; that of a claim says nothing."""
+    tables = [Table([{f"{name}, moves:": "Algorithm 1", "10": "8.3%"}]) for name in ("standard", "distilled")]
+    emulate(driver, 360)
+    driver.get(written(tmp_path, [Section("", Parts([CLAIMS, *tables]))]).as_uri())
+    heads = "return [...document.querySelectorAll('th')].filter(head => head.offsetHeight).map(head => head.innerText)"
+    assert driver.execute_script(heads) == ["standard, moves:", "distilled, moves:"]
+    label = "return getComputedStyle(document.querySelector('table:not(.cards) td + td'), '::before').content"
+    assert driver.execute_script(label) == '"10"'

@@ -6,7 +6,7 @@ A network within a Sequential is the same function, of a form that OnePixel does
 import numpy as np
 import pytest
 
-from minicnn import cpu
+from minicnn import Tensor, cpu
 from minicnn.layers import Conv2D, Dense, Flatten, MaxPool2D, Sequential
 from minicnn.paper import attacks, one_pixel
 from minicnn.paper.networks import paper_cnn
@@ -125,6 +125,13 @@ def test_one_pixel_on_every_backend_gives_the_numbers_of_the_cpu(device):
     assert isinstance(there, np.ndarray) and np.allclose(there, here, rtol=1e-12, atol=1e-14)
 
 
+def oblong_network():
+    """With a filter of 3 x 4, which Conv2D does not make but takes."""
+    network = Sequential(conv=Conv2D(1, 2, 3), pool=MaxPool2D(2), flatten=Flatten(), dense=Dense(18, 2))
+    network.layers["conv"].W = Tensor(noise(2, 1, 3, 4).astype(np.float32), requires_grad=True)
+    return network
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "fits"),
     [
@@ -136,8 +143,9 @@ def test_one_pixel_on_every_backend_gives_the_numbers_of_the_cpu(device):
         (Sequential(conv=Conv2D(1, 2, 3, padding="same"), flatten=Flatten(), dense=Dense(128, 2)), (1, 8, 8), False),
         (Sequential(conv=type("Own", (Conv2D,), {})(1, 2, 3), flatten=Flatten(), dense=Dense(72, 2)), (1, 8, 8), False),
         (Sequential(flatten=Flatten(), dense=Dense(64, 2)), (1, 8, 8), False),
+        (oblong_network(), (1, 9, 9), False),
     ],
-    ids=["paper", "colour", "nested", "colour_cnn", "dense", "same", "subclass", "flat"],
+    ids=["paper", "colour", "nested", "colour_cnn", "dense", "same", "subclass", "flat", "oblong"],
 )
 def test_one_pixel_changes_takes_the_shortcut_where_it_fits(network, shape, fits):
     images = noise(2, *shape).astype(np.float32)
