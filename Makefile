@@ -4,17 +4,20 @@ VENV ?= .venv
 DATASET ?= digits
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.installed)
+PARALLEL = $(if $(VENV),-n auto --maxprocesses 4 --dist loadscope)
 
-.PHONY: reproduce test test-all gradcheck sanitize kernels notebooks package lint bench clean
+.PHONY: reproduce test test-slow test-all gradcheck sanitize kernels notebooks package lint bench clean
 
 reproduce: $(READY)
 	$(RUN) -m experiments.reproduce --dataset $(DATASET)
 
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
-test-all: $(READY)
-	$(RUN) -m pytest -m ""
+test-slow: $(READY)
+	$(RUN) -m pytest $(PARALLEL) -m slow
+
+test-all: test test-slow
 
 gradcheck: $(READY)
 	$(RUN) -m tests.gradient_table
