@@ -7,5 +7,7 @@ LIBRARIES = ("filelock", "matplotlib", "scipy", "sklearn", "statsmodels", "sympy
 
 missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
 if missing:
-    print(f"error: no module named {', '.join(missing)}: pip install 'minicnn[experiments]'", file=sys.stderr)
+    print(
+        f"error: no module named {', '.join(missing)}: pip install -e '.[experiments]' in a checkout", file=sys.stderr
+    )
     sys.exit(2)

@@ -301,7 +301,15 @@ def section(found, folder):
         ),
         report.Picture("How many pixels the adversarial samples needed.", folder / "pixels_changed.png"),
     ]
-    return report.Section("Is it still the digit?", report.Parts([*pictures, *describe(found)]))
+    seen = [of_name["classifier"]["as_label"]["share"] for of_name in found["attacks"].values() if of_name["samples"]]
+    answer = (
+        f"The {CLASSIFIER}, who see {found['clean_test_images']['share']:.2%} of the clean test images correctly, see "
+        f"the label in {min(seen):.0%} to {max(seen):.0%} of the adversarial samples of a network, algorithm and "
+        "arithmetic."
+        if seen
+        else "No attack succeeded."
+    )
+    return report.Section("Is it still the digit?", report.Parts([answer, *pictures, *describe(found)]))
 
 
 def main(options):
@@ -330,6 +338,7 @@ def main(options):
         | found,
     )
     print(f"{sample}\n\n{describe(found)}")
+    common.written(options.json, *(options.out / name for name in ("adversarial_samples.png", "pixels_changed.png")))
     draw(options.out / "adversarial_samples.png", made, options.seed)
     draw_pixels(options.out / "pixels_changed.png", made)
 

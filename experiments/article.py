@@ -147,7 +147,8 @@ def claim(trained_at):
         "Algorithm 1 raises the pixels with the largest gradients of the loss, one after the other. Algorithm 3 takes "
         "the largest absolute ones and raises or lowers by their sign. Algorithm 2 takes the loss difference of each "
         "move in place of the gradient, Algorithm 4 does so again after every move.",
-        f"Here the networks called temperature and distilled are trained at {trained_at}.",
+        f"Here the networks called temperature and distilled are trained at {trained_at}. The paper does not have "
+        "standard-distilled, at T = 1 on the probabilities of standard: it tells distillation from temperature.",
     ]
 
 

@@ -12,10 +12,10 @@
 --arithmetic plain is the author's float32, which underflows; scaled is float32 that does not. The last three depend on
 neither that nor --attack-temperature.
 
-Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json, and the samples as .npz of that name in the folder (np.load), arrays
-over all images N: index (of the test image), images and adversarial (N, 1, 28, 28), labels, decisions (of the network,
-after the attack), attacked, succeeded, moves, changed (N, 1, 28, 28; which pixels are not what they were) and
-pixels_changed. --show I draws test image I: before, its saliency map where the algorithm has one, and after.
+Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json, or --json, and the samples as .npz of that name in the folder
+(np.load), arrays over all images N: index (of the test image), images and adversarial (N, 1, 28, 28), labels, decisions
+(of the network, after the attack), attacked, succeeded, moves, changed (N, 1, 28, 28; which pixels are not what they
+were) and pixels_changed. --show I draws test image I: before, its saliency map where the algorithm has one, and after.
 """
 
 import dataclasses
@@ -115,7 +115,8 @@ def main(options):
     setting, store = common.setting(options, options.arithmetic), common.Store(options.out / "parts")
     if stronger:
         setting = dataclasses.replace(setting, skip_unchanged=True)
-    common.tell_replaced(options.json, seed=options.seed, weights=str(path), setting=vars(setting))
+    told = {"seed": options.seed, "weights": str(path), "setting": vars(setting), "sample": sample.taken()}
+    common.tell_replaced(options.json, **told)
     title = options.algorithm if stronger else f"Algorithm {options.algorithm}, {options.arithmetic}"
 
     def run(images, labels, indices):
@@ -144,7 +145,7 @@ def main(options):
             "attacked_by_image": result.attacked,
         },
     )
-    kept = options.out / f"{file_name(options)}.npz"
+    kept = options.out / f"{options.json.stem}.npz"
     save_npz(kept, made)
     low, high = found["success_interval"]
     print(f"{path}\n{title}, {sample}")
@@ -159,9 +160,10 @@ def main(options):
         print(f"  pixels changed by a success      {np.median(pixels):g} in the median, ", end="")
         print(f"{pixels.min()} to {pixels.max()}")
     if found["zero_score_share"] is not None and not stronger:
-        print(f"  maps exactly zero                {found['zero_score_share']:.1%}")
+        print(f"  all scores exactly zero          {found['zero_score_share']:.1%}")
     print(f"  moves that changed nothing       {found['unchanged_moves']} of {found['moves']}")
     print(f"  passes                           {found['forwards']} forward, {found['backwards']} backward")
+    print(f"  figures                          {options.json}")
     print(f"  samples                          {kept}")
     if shown is not None:
         images, labels = dataset.test_images[shown : shown + 1], dataset.test_labels[shown : shown + 1]
@@ -169,7 +171,7 @@ def main(options):
         maps = None
         if not stronger and attacks.ALGORITHMS[options.algorithm].score == "gradient":
             maps = saliency_maps(network, images, labels, setting.T, setting.arithmetic)
-        picture = options.out / f"{file_name(options)}_{shown}.png"
+        picture = options.out / f"{options.json.stem}_{shown}.png"
         draw(picture, one, maps, f"{common.chosen_name(options)}: {title}")
         print(f"  test image {shown:<22}{' '.join(outcome(one).split())}")
         print(f"  drawn                            {picture}")

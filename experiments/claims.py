@@ -438,7 +438,7 @@ CLAIMS = ByName(  # the claim; what the paper says and the author's runs gave; w
     appendix_a=Claim("Appendix A: a saliency map",
           "mean {mean}, max {max}, {moves} moves".format_map(APPENDIX_A), "none",
           appendix, appendix_cells, appendix_verdict,
-          author=f"their standard network, test image {APPENDIX_A['index']}"),
+          author=f"his standard network, test image {APPENDIX_A['index']}"),
     figures=Claim("Figures 1 and 2: samples and adversarial samples",
           "four of each", "pictures of all adversarial samples of four runs",
           lambda results: Measured(None, {}), figures_cells, figures_verdict,

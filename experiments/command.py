@@ -171,6 +171,8 @@ def _check_writable(path):
         if path.exists() and not path.is_file():  # a pipe or a device, which tells when it is written to
             return
         folder = Path(os.path.realpath(path)).parent
+        if folder.is_file():
+            raise UsageError(f"cannot write {path} ({folder} is a file): choose another --out or --json")
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.stat(path)  # of a name that is too long

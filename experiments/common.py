@@ -384,7 +384,7 @@ def find_weights(name, dataset, folder, option):
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
         f"python -m experiments.train --dataset {dataset} --network {network}"
         f"{'' if folder == default_folder(dataset) else f' --out {shlex.quote(str(folder))}'}"
-        f"{'' if name == network else ' and the options of that name'}, or name {option}"
+        f"{'' if name == network else ' and the options that ' + name + ' tells of'}, or name {option}"
         f"{f', or take the one that comes with the project: --dataset {has[0]}' if has else ''}"
     )
 
@@ -647,8 +647,14 @@ def tell_replaced(path, **told):
     name -> value."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        told = json.loads(json.dumps(told, default=lambda array: array.tolist()))
         if differ := [name for name, value in told.items() if name in found and found[name] != value]:
-            note(f"{path} is of another {' and '.join(differ)}: it is replaced")
+            note(f"{path} differs in {' and '.join(differ)}: it is replaced")
+
+
+def written(*paths):
+    """Say where results are."""
+    print("written:", *paths, sep="\n  ")
 
 
 def write_csv(path, rows):

@@ -512,6 +512,8 @@ def main(options):
     for name, figures in study(options.parts, trained, dataset, told, options.out):
         results[name] = figures
         common.write_json(options.json, without_images(results))
+    print()
+    common.written(options.json, *(options.out / f"masking_{name}.png" for name in options.parts if PARTS[name].draw))
 
 
 if __name__ == "__main__":

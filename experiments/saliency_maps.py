@@ -3,22 +3,23 @@ Appendix A: of one network, for some test images, or for one image with --index.
 
 With --index the JSON holds the map itself: index, label, mean, max (of the map as written), log10_max (of the largest
 true gradient; null where no entry is above zero), map (28 x 28) and log10_scale (the true gradient is map x
-10^log10_scale; 0 for plain). Appendix A is
-  python -m experiments.saliency_maps --dataset mnist --weights standard.npz --index 2659 --ties all --arithmetic plain
-with the author's own network. The files are named by network and arithmetic.
+10^log10_scale; 0 for plain). Appendix A, with the author's own network, which experiments.author_networks makes, is
+  python -m experiments.saliency_maps --dataset mnist --weights ~/.cache/minicnn/author_networks/standard.npz \\
+      --index 2659 --ties all --arithmetic plain
+The files are named by network and arithmetic.
 """
 
 import math
 
 import numpy as np
 
-from experiments import common, figures
+from experiments import common, figures, report
 from minicnn import predict
 from minicnn.paper import attacks
 from minicnn.paper.saliency import saliency_maps
 from minicnn.weights import trained_at
 
-DRAWN = 40  # images in a picture at most, which is otherwise wider than matplotlib can draw
+DRAWN = 10  # images in a picture at most, side by side
 
 
 def describe(found, i, index, label):
@@ -34,6 +35,20 @@ def describe(found, i, index, label):
         "log10_scale": float(found.log10_scale[i]),
         "zeros": int(found.zeros[i]),
         "map": saliency_map,
+    }
+
+
+def row(entry):
+    """What is printed of an image. entry: as describe has it, and its algorithm_1."""
+    found = entry["algorithm_1"]
+    return {
+        "test image": str(entry["index"]),
+        "label": str(entry["label"]),
+        "map: mean": f"{entry['mean']:.5g}",
+        "max": f"{entry['max']:.6g}",
+        "largest gradient": "none" if entry["log10_max"] is None else f"10^{entry['log10_max']:.2f}",
+        "zeros": str(entry["zeros"]),
+        "Algorithm 1": f"{'succeeds at' if found['succeeded'] else 'fails after'} {found['moves']}",
     }
 
 
@@ -74,13 +89,7 @@ def main(options):
     for entry, moves, succeeded in zip(maps, result.moves, result.succeeded, strict=True):
         entry["algorithm_1"] = {"succeeded": bool(succeeded), "moves": int(moves)}
     common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
-    for entry, moves, succeeded in zip(maps, result.moves, result.succeeded, strict=True):
-        outcome = f"succeeds at move {moves}" if succeeded else f"fails after {moves} moves"
-        size = "no entry above 0" if entry["log10_max"] is None else f"largest gradient 10^{entry['log10_max']:.2f}"
-        print(
-            f"test image {entry['index']}, label {entry['label']}, {options.arithmetic}: mean {entry['mean']:.5g}, "
-            f"max {entry['max']:.6g}, {size}, {entry['zeros']} zeros; Algorithm 1 {outcome}"
-        )
+    print(f"{path}, {options.arithmetic}\n{report.Table([row(entry) for entry in maps])}")
     name = common.chosen_name(options).encode(errors="replace").decode()  # bytes that are no text cannot be drawn
     title = f"{name}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
     if len(images) > DRAWN:
@@ -88,6 +97,7 @@ def main(options):
     samples, maps = (options.out / f"{name}_{ending(options)}.png" for name in ("figures_1_and_2", "saliency_maps"))
     figures.draw_samples(samples, images[:DRAWN], labels, result, decisions, title)
     figures.draw_maps(maps, images[:DRAWN], list(found.items()))
+    common.written(options.json, samples, maps)
 
 
 if __name__ == "__main__":

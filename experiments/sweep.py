@@ -592,6 +592,7 @@ def main(options):
         for job in in_order(found):
             if found[job]["why"]:
                 print(textwrap.fill(f"{job}: {found[job]['why']}", 80, subsequent_indent="  "))
+        common.written(options.json, options.out / "sweep.csv", options.out / "sweep.png")
     if failed:
         tell_failed(failed)
         sys.exit(1)

@@ -14,19 +14,25 @@ from minicnn.paper.networks import NETWORKS
 
 def main(options):
     name, protocol = options.network, common.protocol(options)
+    if options.temperature != common.TEMPERATURE and not NETWORKS[name].at_temperature:
+        raise common.UsageError(f"--temperature has no influence on {name}, which is trained at T = 1: leave it out")
+    if not protocol.teacher_dropout and not NETWORKS[name].teacher:
+        raise common.UsageError(f"--teacher-dropout has no influence on {name}, which has no teacher: leave it out")
     dataset = common.load_data(options.dataset, options.validation)
     _, history = common.train(name, dataset, protocol, options.out, draw=False)
     last, file, recipe = history[-1], options.out / protocol.file_name(name), protocol.recipe(name)
     common.write_json(options.json, common.environment(options) | {"recipe": vars(recipe), "history": history})
-    common.plot_history(file.with_name(f"{file.name}.png"), name, recipe.temperature, history)
+    picture = file.with_name(f"{file.name}.png")
+    common.plot_history(picture, name, recipe.temperature, history)
     print(
         f"{name}: {last['test_accuracy']:.2%} of {len(dataset.test_labels)} test images after "
-        f"{last['epoch']} epochs, {sum(row['seconds'] for row in history):.0f} s -> {file}.npz"
+        f"{last['epoch']} epochs, {sum(row['seconds'] for row in history):.0f} s"
     )
+    common.written(f"{file}.npz", f"{file}.csv", picture, options.json)
 
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
-    parser.add_argument("--network", choices=list(NETWORKS), default="standard")
+    common.choice(parser, "--network", NETWORKS, "standard", "which network")
     common.training_arguments(parser)
     common.run(main, parser, lambda o: f"train_{common.protocol(o).file_name(o.network)}.json")

@@ -21,6 +21,7 @@ from tests import sanitize
 from tests.cuda_on_cpu import emulator
 from tests.cuda_on_cpu.device import xp
 
+pytestmark = pytest.mark.slow  # each builds kernels of its own
 WITHOUT_BARRIER = ("-O1", "-DWITHOUT_BARRIER")
 ONE_BEYOND = np.int32(1)
 
@@ -113,14 +114,13 @@ def _convolve_and_pool(dtype, images, channels, filters, size, offset):
 
 
 class Defect(NamedTuple):
-    """What is replaced in a C file; which sanitizer reports it, and how; slow: one like another here."""
+    """What is replaced in a C file; which sanitizer reports it, and how."""
 
     file: str
     right: str
     wrong: str
     sanitizer: str
     report: str
-    slow: bool = False
 
 
 # A vector across the end of what is allocated is an unknown crash.
@@ -130,23 +130,23 @@ C_DEFECTS = {
         "conv2d.c", "rows->pitch + VECTORS * LANES", "rows->pitch", "address", OVERFLOW
     ),
     "a row read below the image": Defect(
-        "conv2d.c", "s->H + s->top - p)", "s->H + s->top - p + 1)", "address", OVERFLOW, slow=True
+        "conv2d.c", "s->H + s->top - p)", "s->H + s->top - p + 1)", "address", OVERFLOW
     ),
     "whole vectors written to a short row": Defect(
         "conv2d.c", "k < smaller(step, length)", "k < step", "address", OVERFLOW
     ),
     "too few zeros": Defect(
-        "conv2d.c", "zeros[CHUNK]", "zeros[CHUNK / 4]", "address", "AddressSanitizer: global-buffer-overflow", slow=True
+        "conv2d.c", "zeros[CHUNK]", "zeros[CHUNK / 4]", "address", "AddressSanitizer: global-buffer-overflow"
     ),
     "a block beyond the windows": Defect(
-        "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW, slow=True
+        "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW
     ),
     "a row of the next thread": Defect("conv2d.c", "p < last;", "p <= last && p < s->P;", "thread", RACE),
     "scratch that all threads share": Defect(
         "conv2d.c", "const REAL *lines[s->kh + 1]", "static const REAL *lines[16]", "thread", RACE
     ),
     "a row of windows of the next thread": Defect(
-        "max_pool2d.c", "p < last;", "p < last + (first == 0);", "thread", RACE, slow=True
+        "max_pool2d.c", "p < last;", "p < last + (first == 0);", "thread", RACE
     ),
 }
 
@@ -205,9 +205,7 @@ def test_sanitizer_reports_a_planted_defect_with_its_file(sanitizer, launch, rep
 
 
 @needs_sanitizers
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if defect.slow else name for name, defect in C_DEFECTS.items()]
-)
+@pytest.mark.parametrize("name", C_DEFECTS)
 def test_sanitizer_reports_a_defect_planted_in_the_c_files(name):
     defect = C_DEFECTS[name]
     process = launched(defect.sanitizer, name)

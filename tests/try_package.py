@@ -40,7 +40,7 @@ def try_wheel(python, wheel, folder):
     run(own, "-m", "pip", "install", "--quiet", wheel, **outside)
     print(run(own, "-c", ENGINE, **outside).strip())
     refused = run(own, "-m", "experiments.train", code=2, **outside)
-    assert "pip install 'minicnn[experiments]'" in refused and len(refused.splitlines()) == 1, refused
+    assert "pip install -e '.[experiments]' in a checkout" in refused and len(refused.splitlines()) == 1, refused
     run(own, "-m", "pip", "install", "--quiet", f"{wheel}[experiments]", **outside)
     run(own, "-m", "experiments.train", "--epochs", "1", "--out", "trained", **outside)
     run(own, "-m", "experiments.attack", "--images", "8", "--limit", "5", "--out", "trained", **outside)

@@ -69,8 +69,8 @@ def test_attack_shows_one_image(trained, digits, tmp_path, monkeypatch, algorith
     assert (tmp_path / f"attack_{TRAINED}_{ending}_0.png").read_bytes().startswith(PNG)
     figures = []
     monkeypatch.setattr(common, "save_figure", lambda path, fig: figures.append(fig))
-    out = succeed(*command, "--first", 9, "--show", 7, "--out", tmp_path)
-    made = load_npz(tmp_path / f"attack_{TRAINED}_{ending}.npz")
+    out = succeed(*command, "--first", 9, "--show", 7, "--out", tmp_path / "nine")
+    made = load_npz(tmp_path / "nine" / f"attack_{TRAINED}_{ending}.npz")
     axes = [axes for axes in figures[0].axes if axes.get_label() != "<colorbar>"]
     assert len(axes) == pictures and len(figures[0].axes) == pictures + (pictures == 3)
     assert axes[0].get_title() == f"test image 7,\nlabel {digits.test_labels[7]}"
@@ -193,7 +193,7 @@ def test_attack_says_what_it_does_of_more_than_there_is(untrained, tmp_path):
     code, out, err = run(*command, "--images", 2, "--limit", 1000)
     path = tmp_path / "attack_standard_1_scaled.json"
     assert code == 0 and read_json(path)["setting"]["limit"] == 784
-    replaced = f"note: {path} is of another setting: it is replaced\n"
+    replaced = f"note: {path} differs in setting and sample: it is replaced\n"
     assert err == "note: an image has 784 pixels, each is moved once: at most 784 moves, not 1000\n" + replaced
 
 
@@ -206,12 +206,18 @@ def test_attack_says_which_results_it_replaces(untrained, tmp_path):
     for _ in range(2):
         succeed(*command, *ours)
     code, _, err = run(*command, *theirs, "--seed", 1)
-    assert (code, err) == (0, f"note: {path} is of another seed and weights: it is replaced\n")
+    assert (code, err) == (0, f"note: {path} differs in seed and weights: it is replaced\n")
+    code, _, err = run("attack", "--first", 3, "--limit", 1, *theirs, "--seed", 1)
+    assert (code, err) == (0, f"note: {path} differs in sample: it is replaced\n")
+    own = tmp_path / "elsewhere" / "three.json"
+    code, _, err = run("attack", "--first", 4, "--limit", 1, *theirs, "--out", tmp_path, "--json", own)
+    assert (code, err) == (0, "") and len(load_npz(tmp_path / "three.npz")["labels"]) == 4
+    assert len(load_npz(path.with_suffix(".npz"))["labels"]) == 3
     code, _, err = run("saliency_maps", "--images", 2, "--limit", 1, *ours)
     assert (code, err) == (0, "")
     code, _, err = run("saliency_maps", "--images", 2, "--limit", 1, *theirs)
     path = tmp_path / "saliency_maps_standard_plain.json"
-    assert (code, err) == (0, f"note: {path} is of another weights: it is replaced\n")
+    assert (code, err) == (0, f"note: {path} differs in weights: it is replaced\n")
 
 
 def test_attack_with_a_seed_is_on_the_network_of_that_seed(untrained, tmp_path):

@@ -96,14 +96,23 @@ def test_file_that_is_started_says_how_to_start_it(tmp_path, experiment):
     assert started.stderr == f"error: start it in {ROOT}: python -m experiments.{experiment}\n"
 
 
+def test_options_without_influence_and_folders_that_are_files(tmp_path):
+    assert_mistake(["train", "--temperature", "5", "--out", tmp_path], "--temperature has no influence on standard")
+    without = ("--network", "temperature", "--teacher-dropout", "off")
+    assert_mistake(["train", *without, "--out", tmp_path], "--teacher-dropout has no influence on temperature")
+    (tmp_path / "file").touch()
+    assert_mistake(["train", "--out", tmp_path / "file"], "file is a file): choose another --out")
+
+
 def test_network_that_is_not_trained_yet(tmp_path):
     command = "python -m experiments.train --dataset digits --network distilled"
+    come = ", or take the one that comes with the project: --dataset mnist\n"
     assert_mistake(["attack", "--network", "distilled", "--out", tmp_path], tmp_path, command, "or name --weights FILE")
     folder = tmp_path / "two words"
     for experiment, option in ("adversarial_samples", "--networks FILE.npz"), ("explore", "--trained DIR"):
-        assert_mistake([experiment, "--out", folder], f"--out '{folder}', or name {option}\n")
+        assert_mistake([experiment, "--out", folder], f"--out '{folder}', or name {option}{come}")
     other = ("--weights", "w.npz", "--denominator", "common", "--other", "temperature")
-    assert_mistake(["attack", *other, "--out", folder], "or name --other FILE.npz\n")
+    assert_mistake(["attack", *other, "--out", folder], f"or name --other FILE.npz{come}")
 
 
 def test_weights_that_are_not_there(tmp_path):

@@ -63,7 +63,6 @@ def test_train_again_trains_nothing(trained):
 OTHERS = {
     "seed": ("--seed 8", "standard-seed8-batch100"),
     "T": ("--network temperature --temperature 2.5", "temperature-T2.5-seed7-batch100"),
-    "T that standard has not": ("--temperature 2.5", TRAINED),
     "teacher without dropout": (
         "--network standard-distilled --teacher-dropout off",
         "standard-distilled-seed7-batch100-teacher-without-dropout",
