@@ -379,7 +379,7 @@ def find_weights(name, dataset, folder, option):
         if (place / f"{name}.npz").exists():
             return place / f"{name}.npz"
     network = max((network for network in NETWORKS if name.startswith(network)), key=len)
-    has = [other.parent.name for other in sorted(RESULTS.glob(f"*/{name}.npz"))]
+    has = [other for other in DATASET_DEFAULTS if (RESULTS / other / f"{name}.npz").exists()]
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
         f"python -m experiments.train --dataset {dataset} --network {network}"

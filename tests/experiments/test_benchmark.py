@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -35,8 +36,20 @@ def test_measure_takes_turns_after_the_rounds_to_warm_up():
     called = []
     contestants = {name: lambda name=name: called.append(name) for name in "ab"}
     seconds = benchmark.measure(contestants, repeats=3, warm_up=2, wait=lambda: called.append("wait"))
-    assert called == ["wait", "a", "wait", "wait", "b", "wait"] * 5
+    assert called == ["wait", "a", "wait", "a", "wait", "wait", "b", "wait", "b", "wait"] * 5
     assert [len(seconds[name]) for name in "ab"] == [3, 3] and min(map(min, seconds.values())) > 0
+
+
+def test_measure_times_the_second_of_two_short_calls_and_the_only_long_one(monkeypatch):
+    for short, calls in (10, 2), (0, 1):
+        monkeypatch.setattr(benchmark, "SHORT", short)
+        called = []
+
+        def first_is_slow(called=called):
+            called.append(time.sleep(0.05 if not called else 0))
+
+        ((seconds,),) = benchmark.measure({"a": first_is_slow}, repeats=1, warm_up=0).values()
+        assert len(called) == calls and (seconds > 0.04) == (calls == 1)
 
 
 def test_benchmark_alone_writes_seconds_and_no_ratio(tmp_path):
