@@ -297,7 +297,8 @@ def who_computes(torch=None):
     """Whose code the CPU runs on either side: our convolutions, NumPy's BLAS kernels, PyTorch's instruction set."""
     from threadpoolctl import threadpool_info
 
-    blas = {f"{pool['internal_api']} {pool.get('architecture', '')}".strip() for pool in threadpool_info()}
+    pools = (pool for pool in threadpool_info() if pool["user_api"] == "blas")
+    blas = {f"{pool['internal_api']} {pool.get('architecture', '')}".strip() for pool in pools}
     told = {"convolutions": cpu.convolutions(), "blas": sorted(blas)}
     if chosen := os.environ.get("OPENBLAS_CORETYPE"):
         told["OPENBLAS_CORETYPE"] = chosen
