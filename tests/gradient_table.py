@@ -280,10 +280,10 @@ def _all():
         "conv2d 1 channel same relu": _rectified(same, **one_channel),
         "conv2d uneven sizes": _normal(conv2d, **uneven),
         "conv2d uneven sizes same relu": _rectified(same, **uneven),
-        "conv2d of a batch": _normal(
+        "conv2d blocked": _normal(
             same, x=(40, 2, 4, 5), w=(3, 2, 3, 3), b=(3,)
-        ),  # numbers enough for a second block
-        "dense of a batch": _normal(dense, x=(150, 4), w=(4, 3), b=(3,)),
+        ),  # images enough for a second block of the C
+        "dense blocked": _normal(dense, x=(150, 4), w=(4, 3), b=(3,)),
         "dense": _normal(dense, x=(4, 6), w=(6, 3), b=(3,)),
         "dense square": _normal(dense, x=(3, 4), w=(4, 4), b=(4,)),
         "dense relu": _rectified(dense, x=(4, 6), w=(6, 3), b=(3,)),
@@ -291,8 +291,8 @@ def _all():
         "relu": _relu((5, 7)),
         "relu of images": _relu((2, 3, 4, 3)),
         "max_pool2d 2": _max_pool2d((2, 3, 4, 6), 2),
-        "max_pool2d 2 of a batch": _max_pool2d((40, 2, 4, 5), 2),
-        "max_pool2d 2 of a batch ties=all": _max_pool2d((40, 2, 4, 5), 2, ties="all"),
+        "max_pool2d 2 blocked": _max_pool2d((40, 2, 4, 5), 2),
+        "max_pool2d 2 blocked ties=all": _max_pool2d((40, 2, 4, 5), 2, ties="all"),
         "max_pool2d 2 ties=all": _max_pool2d((2, 3, 4, 6), 2, ties="all"),
         "max_pool2d 2 with remainder": _max_pool2d((2, 3, 5, 7), 2),
         "max_pool2d 3 with remainder ties=all": _max_pool2d((2, 2, 7, 5), 3, ties="all"),
