@@ -4,7 +4,7 @@ VENV ?= .venv
 DATASET ?= digits
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.installed)
-PARALLEL = $(if $(VENV),-n auto --maxprocesses 4 --dist loadscope)
+parallel = $(if $(VENV),-n auto --maxprocesses 4 --dist $(1))
 
 .PHONY: reproduce test test-slow test-all gradcheck sanitize kernels notebooks package lint bench clean
 
@@ -12,10 +12,10 @@ reproduce: $(READY)
 	$(RUN) -m experiments.reproduce --dataset $(DATASET)
 
 test: $(READY)
-	$(RUN) -m pytest $(PARALLEL)
+	$(RUN) -m pytest $(call parallel,loadscope)
 
 test-slow: $(READY)
-	$(RUN) -m pytest $(PARALLEL) -m slow
+	$(RUN) -m pytest $(call parallel,worksteal) -m slow
 
 test-all: test test-slow
 
