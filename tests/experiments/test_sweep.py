@@ -355,7 +355,6 @@ def cluster(tmp_path):
         yield client, workers
 
 
-@pytest.mark.slow
 @needs_posix
 def test_sweep_on_a_dask_cluster_survives_the_death_of_a_worker(swept, tmp_path, cluster):
     """One that is at work is killed half-way, and its job runs on the other, to the figures of this machine's pool."""
