@@ -102,10 +102,11 @@ class Parts:
     def __init__(self, options, computes, reference, total):
         self.store = common.Store(options.out / "parts")
         sources = [__file__, reference.__file__] if reference else [__file__]
+        machine = common.environment(options)["machine"]
         self.key = {
             "benchmark": common.digest_of_sources(*sources),
             "day": str(date.today()),
-            "machine": common.environment(options)["machine"]["processor"],
+            "machine": [machine["processor"], machine.get("gpu")],
             "computes": computes,
             "device": options.device,
             "seed": options.seed,

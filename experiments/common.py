@@ -598,8 +598,6 @@ def in_parts(store, label, network, sample, key, compute, part):
 def environment(options):
     """Versions, machine, seed and command, for a JSON of results."""
     versions = {"python": platform.python_version(), "numpy": np.__version__, "minicnn": minicnn.__version__}
-    if options.device == "cuda":
-        versions["cupy"] = backend.get("cuda").xp.__version__
     machine = {
         "system": platform.platform(),
         "processor": _processor_name(),
@@ -609,6 +607,10 @@ def environment(options):
         "convolutions": cpu.convolutions(),
         "flushes_denormals": cpu.flushes_denormals(),
     }
+    if options.device == "cuda":
+        xp = backend.get("cuda").xp
+        versions["cupy"] = xp.__version__
+        machine["gpu"] = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode()
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": f"python -m experiments.{experiment_name()} {shlex.join(sys.argv[1:])}".rstrip(),

@@ -128,7 +128,11 @@ def captured(function):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function()
-    return graph.replay
+
+    def replay(tensors=function):  # the graph knows only where they lie: they must live as long
+        graph.replay()
+
+    return replay
 
 
 def _with_tf32(on, function):

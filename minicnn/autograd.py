@@ -308,7 +308,9 @@ class Tensor:
         """
         xp, kept = backend.of(a).xp, _with_ones(a.shape, axis)
         along, i = (a.reshape(-1), 0) if axis is None else (a, *_axes(axis, a.ndim))
-        winner = xp.expand_dims(along.argmax(axis=i), i)
+        largest = along.max(axis=i, keepdims=True)
+        at_largest = (along == largest) | (along != along)  # or at a NaN: CuPy's argmax gives any of several
+        winner = xp.expand_dims(at_largest.argmax(axis=i), i)
         places = xp.arange(along.shape[i]).reshape(-1, *(1,) * (along.ndim - 1 - i))
 
         def to_winner(g):

@@ -1,8 +1,8 @@
-"""The sources of the kernels; and our own C, compiled at first use by the machine's C compiler, as CuPy compiles .cu.
+"""The sources of the kernels; and our own C, compiled at first use by the machine's C compiler.
 
-What is compiled is kept in the user's cache folder, under a name that says what it was made from and for: the source,
-the command, and all that the compiler predefines, its version and the processor's features among it. So a folder that
-unlike machines share never gives one the other's code.
+What is compiled, the CUDA kernels too (cuda.py), is kept in the user's cache folder, under a name that says what it was
+made from and for: of C the source, the command, and all that the compiler predefines, its version and the processor's
+features among it. So a folder that unlike machines share never gives one the other's code.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from minicnn.files import cache_folder
 
+T = TypeVar("T")
 TIMEOUT = 120  # seconds that the compiler has
 
-compile_seconds: float | None = None  # that it took in this process; None where an earlier one had done it
+compile_seconds: float | None = None  # that it took in this process; None where an earlier one had done it all
 
 
 class CompilerError(RuntimeError):
@@ -47,17 +49,38 @@ def load(sources: Sequence[Path], kept_in: Path | None = None) -> ctypes.CDLL:
     command = [*_compiler(), "-O3", *_native(), "-std=gnu11", "-shared", "-fPIC"]
     predefined = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
     texts = [path.read_bytes() for path in (*sources, *sorted(sources[0].parent.glob("*.h")))]
-    made_from = hashlib.sha256(b"\0".join([*texts, shlex.join(command).encode(), predefined])).hexdigest()
+
+    def make(library: Path) -> None:
+        _run([*command, *map(str, sources), "-o", str(library)])
+
     try:
-        folder = _private(kept_in or cache_folder() / "compiled")
-        library = folder / f"{sources[0].stem}-{made_from[:32]}.so"
-        if _is_ours(library):
-            with contextlib.suppress(OSError):  # a damaged one is made again
-                return ctypes.CDLL(str(library))
-        _compile(command, sources, library)
-        return ctypes.CDLL(str(library))
+        made_from = [*texts, shlex.join(command).encode(), predefined]
+        return kept(f"{sources[0].stem}.so", made_from, make, lambda library: ctypes.CDLL(str(library)), kept_in)
     except (OSError, RuntimeError) as error:
         raise CompilerError(f"the C kernels cannot be built or loaded ({error})") from error
+
+
+def kept(
+    name: str, made_from: Sequence[bytes], make: Callable[[Path], None], use: Callable[[Path], T], folder: Path | None
+) -> T:
+    """use(path) of a file in a folder, None for the user's cache, that make(path) writes where no earlier process has
+    done it. The file belongs to `name` and to all the bytes in made_from. One that use refuses with OSError is damaged,
+    and made again. Raises OSError, and RuntimeError where there is no home folder."""
+    global compile_seconds
+    folder = _private(folder or cache_folder() / "compiled")
+    digest = hashlib.sha256(b"\0".join(made_from)).hexdigest()
+    path = folder / f"{Path(name).stem}-{digest[:32]}{Path(name).suffix}"
+    if _is_ours(path):
+        with contextlib.suppress(OSError):
+            return use(path)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as partial:
+        made = Path(partial) / path.name
+        make(made)
+        made.chmod(0o700)
+        os.replace(made, path)
+    compile_seconds = (compile_seconds or 0) + time.perf_counter() - start
+    return use(path)
 
 
 def _compiler() -> list[str]:
@@ -99,14 +122,3 @@ def _is_ours(library: Path) -> bool:
     return (
         not hasattr(os, "getuid") or status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     )
-
-
-def _compile(command: list[str], sources: Sequence[Path], library: Path) -> None:
-    global compile_seconds
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".compiling-") as folder:
-        made = Path(folder) / library.name
-        _run([*command, *map(str, sources), "-o", str(made)])
-        made.chmod(0o700)
-        os.replace(made, library)
-    compile_seconds = time.perf_counter() - start

@@ -14,15 +14,16 @@ the order of every sum, follows from the shapes alone, never from the device: th
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.compiled import kernel_folder
+from minicnn.compiled import kept, kernel_folder
 
 Array = Any  # of xp
 Size = tuple[int, int]  # rows, columns
@@ -95,19 +96,59 @@ def name_expressions(file: str) -> tuple[str, ...]:
     )
 
 
+def nvrtc_input(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Source and options with which a .cu file is compiled. Compiler errors point into the file."""
+    source = f'#line 1 "{path.as_posix()}"\n{path.read_text(encoding="utf-8")}'
+    return source, ("--std=c++17", f"-I{path.parent.as_posix()}")
+
+
 class CupyLoader:
-    """Compiles .cu files with CuPy, for the GPU at hand. CuPy keeps what it has compiled on disk."""
+    """Compiles .cu files by CuPy's NVRTC for the GPU at hand, and keeps them in the user's cache folder (compiled.py).
+
+    cupy.RawModule would do that too, but always adds -ftz=true: every float32 below 1.2e-38 would be 0, and on some
+    images the author's arithmetic would decide otherwise.
+    """
 
     def __init__(self, cupy: Any) -> None:
-        self._cupy = cupy
+        self._cuda = cupy.cuda
 
-    def __call__(self, path: Path, names: tuple[str, ...]) -> Any:
-        """The cupy.RawModule of a file, with the kernels `names` in it. Compiler errors point into the file."""
-        # CuPy's cache goes by the source text alone and does not see what an included file says: its digest goes along.
-        included = hashlib.sha256(path.with_name("common.cuh").read_bytes()).hexdigest()
-        source = f'// common.cuh {included}\n#line 1 "{path.as_posix()}"\n{path.read_text(encoding="utf-8")}'
-        options = ("--std=c++17", f"-I{path.parent.as_posix()}")
-        return self._cupy.RawModule(code=source, options=options, name_expressions=names)
+    def __call__(self, path: Path, names: tuple[str, ...]) -> _Module:
+        """The kernels `names` of a file. Raises DeviceError where nothing can be kept."""
+        cuda, (source, options) = self._cuda, nvrtc_input(path)
+
+        def make(file):
+            binary, symbols = cuda.compiler.compile_using_nvrtc(source, options, None, path.name, names)
+            contents = json.dumps(symbols).encode() + b"\n" + binary
+            file.write_bytes(hashlib.sha256(contents).digest() + contents)
+
+        def use(file):
+            whole = file.read_bytes()
+            digest, contents = whole[:32], whole[32:]
+            if hashlib.sha256(contents).digest() != digest:
+                raise OSError(f"{file} is damaged")
+            symbols, _, binary = contents.partition(b"\n")
+            module = cuda.Module()
+            module.load(binary)
+            return _Module(module, json.loads(symbols))
+
+        compiler = (cuda.nvrtc.getVersion(), cuda.Device().compute_capability, options, names)
+        made_from = [source.encode(), path.with_name("common.cuh").read_bytes(), repr(compiler).encode()]
+        try:
+            return kept(path.with_suffix(".cubin").name, made_from, make, use, None)
+        except OSError as error:
+            raise DeviceError(
+                f"the CUDA kernels cannot be kept ({error}): set MINICNN_CACHE to another folder"
+            ) from error
+
+
+class _Module(NamedTuple):
+    """What is compiled of one file. symbols: kernel's name -> its name in there."""
+
+    module: Any
+    symbols: dict[str, str]
+
+    def get_function(self, name):
+        return self.module.get_function(self.symbols[name])
 
 
 def open_cuda() -> Cuda:
@@ -232,9 +273,9 @@ def _weight_grad_tiles(channels, rows, columns, itemsize):
 class Cuda:
     """The backend functions, which cpu.py documents; arrays are those of `xp`.
 
-    xp: CuPy, or a module with its functions. loader(path, name_expressions): a module of the kernels in a .cu file,
-    called as cupy.RawModule is. Every function raises TypeError for arrays that are not on the device or whose types
-    do not belong together.
+    xp: CuPy, or a module with its functions. loader(path, name_expressions): the kernels in a .cu file, by
+    get_function(name) and called as CuPy's are. Every function raises TypeError for arrays that are not on the device
+    or whose types do not belong together.
     """
 
     CHANGED_IMAGES = 4096  # of one_pixel.py at a time: fewer would leave most of a large GPU idle
@@ -242,12 +283,16 @@ class Cuda:
     def __init__(self, xp: Any, loader: Loader) -> None:
         self.xp, self._loader, self._folder = xp, loader, kernel_folder()
         self._modules: dict[str, Any] = {}
+        self._functions: dict[tuple[str, str], Any] = {}  # a module looks each one up anew, at every launch
 
     def _function(self, kernel, types):
-        file = _FILE_OF[kernel]
-        if file not in self._modules:
-            self._modules[file] = self._loader(self._folder / file, name_expressions(file))
-        return self._modules[file].get_function(f"{kernel}<{types}>" if types else kernel)
+        if (kernel, types) not in self._functions:
+            file = _FILE_OF[kernel]
+            if file not in self._modules:
+                self._modules[file] = self._loader(self._folder / file, name_expressions(file))
+            name = f"{kernel}<{types}>" if types else kernel
+            self._functions[kernel, types] = self._modules[file].get_function(name)
+        return self._functions[kernel, types]
 
     def _launch(self, kernel, types, grid, block, *arguments, shared_mem=0):
         """Launch kernel<types> after a check of every argument; with an empty grid there is nothing to do.

@@ -2,7 +2,7 @@
 
 NVRTC, the compiler that CuPy uses, comes as a wheel: nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc lie side by side.
 Version 12 still knows the paper's GTX 1060 (sm_61), version 13 all GPUs since 2018. Every instantiation that
-minicnn.cuda can ask for is compiled from the source and with the options that it hands to CuPy. The table shows
+minicnn.cuda can ask for is compiled from the source and with the options that it hands to NVRTC. The table shows
 registers, bytes of static shared memory and bytes spilled to local memory; a spill or a compiler error is a failure
 (exit status 1).
 """
@@ -16,10 +16,9 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
-from types import SimpleNamespace
 from typing import NamedTuple
 
-from minicnn.cuda import KERNELS, CupyLoader, kernel_folder, name_expressions
+from minicnn.cuda import KERNELS, kernel_folder, name_expressions, nvrtc_input
 
 ARCHITECTURES = {"12": ("sm_61",), "13": ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")}
 DISTRIBUTIONS = {"12": "nvidia-cuda-nvrtc-cu12", "13": "nvidia-cuda-nvrtc"}
@@ -30,6 +29,7 @@ FORBIDDEN = {
     r"\b__(?:exp|exp10|log|log2|log10|pow|sin|cos|sincos|tan|tanh|fdivide)f\s*\(": "a fast-math function",
     r"\b__(?:frcp|fsqrt|frsqrt)\w*\s*\(|\b\w+\.approx\b": "a fast-math function",
     r"use_fast_math": "fast-math",
+    r"\bftz\b": "a flush to zero",
 }
 
 
@@ -108,15 +108,6 @@ def parse_log(log):
     return found
 
 
-def what_cupy_gets(file):
-    """(code, options, name expressions) that minicnn.cuda gives cupy.RawModule for a file of kernels/."""
-    asked = {}
-    CupyLoader(SimpleNamespace(RawModule=lambda **arguments: asked.update(arguments)))(
-        kernel_folder() / file, name_expressions(file)
-    )
-    return asked["code"], asked["options"], asked["name_expressions"]
-
-
 def forbidden(text):
     """'line N: what' for everything in a source, comments aside, that FORBIDDEN names."""
     lines = [re.sub(r"//.*", "", line) for line in text.splitlines()]
@@ -131,7 +122,9 @@ def forbidden(text):
 def _compile(task):
     version, architecture, file = task
     try:
-        return task, compile_kernels(version, architecture, *what_cupy_gets(file))
+        return task, compile_kernels(
+            version, architecture, *nvrtc_input(kernel_folder() / file), name_expressions(file)
+        )
     except CompileError as error:
         return task, str(error)
 
@@ -157,7 +150,7 @@ def main():
     for source in sorted(kernel_folder().glob("*.cu*")):
         failures += [f"{source.name}, {problem}" for problem in forbidden(source.read_text())]
     for file in KERNELS:
-        failures += [f"{file}: {option}" for option in what_cupy_gets(file)[1] if forbidden(option)]
+        failures += [f"{file}: {option}" for option in nvrtc_input(kernel_folder() / file)[1] if forbidden(option)]
 
     tasks = [(version, arch, file) for version, archs in ARCHITECTURES.items() for arch in archs for file in KERNELS]
     tasks.sort(key=lambda task: -(kernel_folder() / task[2]).stat().st_size)  # the longest first

@@ -407,11 +407,120 @@ def test_open_cuda_says_what_is_missing(monkeypatch, cupy, message):
         cuda.open_cuda()
 
 
-def test_loader_has_compiler_errors_point_into_the_source(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", simulated_cupy())
-    functions, folder = cuda.open_cuda(), cuda.kernel_folder()
-    module = functions._loader(folder / "relu.cu", cuda.name_expressions("relu.cu"))
-    before, source = module["code"].split(f'#line 1 "{(folder / "relu.cu").as_posix()}"\n')
-    assert source == (folder / "relu.cu").read_text() and before.startswith("// common.cuh ")
-    assert module["name_expressions"] == ("relu<float>", "relu<double>", "relu_grad<float>", "relu_grad<double>")
-    assert f"-I{folder.as_posix()}" in module["options"]
+def test_nvrtc_gets_a_source_whose_errors_point_into_the_file():
+    for file in sorted(cuda.kernel_folder().glob("*.cu")):
+        source, options = cuda.nvrtc_input(file)
+        assert source == f'#line 1 "{file.as_posix()}"\n{file.read_text()}' and f"-I{file.parent.as_posix()}" in options
+
+
+def simulated_compiler(compiled, capability="90", version=(13, 0)):
+    """CuPy as far as CupyLoader needs it. What is to be compiled is put down in a list, and so is what is loaded."""
+
+    def compile_using_nvrtc(source, options, arch, filename, names):
+        compiled.append((source, names))
+        return b"binary\nof " + filename.encode(), {name: f"symbol of {name}" for name in names}
+
+    class Module:
+        def load(self, binary):
+            self.binary = binary
+
+        def get_function(self, symbol):
+            return self.binary, symbol
+
+    return types.SimpleNamespace(
+        cuda=types.SimpleNamespace(
+            compiler=types.SimpleNamespace(compile_using_nvrtc=compile_using_nvrtc),
+            nvrtc=types.SimpleNamespace(getVersion=lambda: version),
+            Device=lambda: types.SimpleNamespace(compute_capability=capability),
+            Module=Module,
+        )
+    )
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """A folder of kernels that a test may change, and a cache of its own."""
+    monkeypatch.setenv("MINICNN_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(cuda.kernel_folder(), tmp_path / "kernels"))
+
+
+def test_loader_compiles_a_file_once(kernels):
+    done = []
+    for _ in range(2):
+        module = cuda.CupyLoader(simulated_compiler(done))(kernels / "relu.cu", ("relu<float>", "relu<double>"))
+        assert module.get_function("relu<double>") == (b"binary\nof relu.cu", "symbol of relu<double>")
+    assert done == [(cuda.nvrtc_input(kernels / "relu.cu")[0], ("relu<float>", "relu<double>"))]
+
+
+def test_loader_compiles_anew_what_is_not_the_same(kernels):
+    """Another source, included file, GPU, compiler or kernel."""
+    done, file = [], kernels / "relu.cu"
+
+    def compiled_by(count, names=("relu<float>",), **machine):
+        cuda.CupyLoader(simulated_compiler(done, **machine))(file, names)
+        assert len(done) == count
+
+    compiled_by(1)
+    compiled_by(2, names=("relu<double>",))
+    compiled_by(3, capability="75")
+    compiled_by(4, version=(12, 9))
+    for source in (file, kernels / "common.cuh"):
+        source.write_text(source.read_text() + "// changed\n")
+        compiled_by(5 if source == file else 6)
+    compiled_by(6)
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", None], ids=["empty", "other", "cut"])
+def test_loader_compiles_anew_what_is_damaged(kernels, tmp_path, damage):
+    done = []
+    for _ in range(2):
+        module = cuda.CupyLoader(simulated_compiler(done))(kernels / "relu.cu", ("relu<float>",))
+        assert module.get_function("relu<float>")[0] == b"binary\nof relu.cu"
+        (kept,) = (tmp_path / "cache" / "compiled").glob("*.cubin")
+        kept.write_bytes(kept.read_bytes()[:-1] if damage is None else damage)
+    assert len(done) == 2
+
+
+def test_loader_says_where_nothing_can_be_kept(kernels, tmp_path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(DeviceError, match="cannot be kept .* set MINICNN_CACHE to another folder"):
+        cuda.CupyLoader(simulated_compiler([]))(kernels / "relu.cu", ("relu<float>",))
+
+
+# Numbers below the smallest normal one
+
+
+@REAL
+def test_kernels_keep_denormal_numbers(functions, dtype):
+    """The author's small gradients are such. Every kernel that multiplies, on numbers a thousandth of the smallest
+    normal one."""
+    tiny = np.finfo(dtype).tiny / 1024
+    x, one = functions.xp.asarray(np.full((1, 1, 3, 3), tiny, dtype)), functions.xp.ones((1, 1, 3, 3), dtype)
+    rows, ones = x.reshape(3, 3), one.reshape(3, 3)
+    no_bias = functions.xp.zeros(3, dtype)
+    results = {
+        "correlate3x3": functions.conv2d(x, one, None, (1, 1), (0, 0), False),
+        "correlate": functions.conv2d(x, one[:, :, :1, :1], None, (3, 3), (0, 0), True),
+        "input_grad_one_channel": functions.conv2d_input_grad(x, one[:, :, :1, :1], (3, 3), (0, 0)),
+        "weight_grad3x3": functions.conv2d_weight_grad(x, one[:, :, :1, :1], (3, 3), (0, 0)),
+        "weight_grad": functions.conv2d_weight_grad(x, one, (1, 1), (0, 0)),
+        "dense": functions.dense(rows, ones, no_bias, True),
+        "relu": functions.relu(x),
+        "relu_grad": functions.relu_grad(x, one),
+        "max_pool2d": functions.max_pool2d(x, 3)[0],
+        "bias_grad": functions.bias_grad(x),
+        "dropout": functions.dropout(x, 0, 1, 2, 3)[0],
+    }
+    for kernel, values in results.items():
+        found, terms = functions.xp.asnumpy(values), 9 // values.size if kernel != "dense" else 3
+        assert found.ravel().tolist() == pytest.approx([float(terms * tiny)] * found.size, rel=1e-2), kernel
+
+
+@REAL
+def test_kernels_of_softmax_keep_denormal_numbers(functions, dtype):
+    lead = -np.log(np.finfo(dtype).tiny) + 3
+    z = functions.xp.asarray(np.array([[lead, 0]], dtype))
+    p = functions.xp.asnumpy(functions.softmax(z, 1.0))[0, 1]
+    assert 0 < p < np.finfo(dtype).tiny
+    g, _ = functions.saliency_cotangent(z, functions.xp.asarray(np.array([0])), 1.0, "plain")
+    assert functions.xp.asnumpy(g)[0, 1] == p

@@ -2,10 +2,10 @@
 
 import importlib.util
 
-import nbformat
 import pytest
 
-from tests import notebooks
+nbformat = pytest.importorskip("nbformat", reason="needs nbformat: pip install -e '.[test]'")
+notebooks = pytest.importorskip("tests.notebooks", reason="needs nbclient and ipykernel: pip install -e '.[test]'")
 
 MOST_CELLS = {"proof1": 20, "your_own": 15}
 ANSWERS = {  # exercise -> right answers, then wrong ones and what is said of them
