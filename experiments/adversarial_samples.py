@@ -24,6 +24,7 @@ from experiments import common, figures, report
 from experiments.attack import file_or_name
 from minicnn import predict
 from minicnn.paper.attacks import ARITHMETICS, changed_pixels
+from minicnn.paper.saliency import rows_of_pixels
 from minicnn.paper.statistics import Outcomes, Rate, compare_attacks, median_interval
 from minicnn.weights import trained_at
 
@@ -86,7 +87,7 @@ class Classifier:
         except ImportError as error:
             raise common.UsageError(f"{error}: pip install -e '.[experiments]'") from None
         self.model = KNeighborsClassifier(NEIGHBOURS, weights="distance", algorithm="brute")
-        self.model.fit(_flat(dataset.train_images), dataset.train_labels)
+        self.model.fit(rows_of_pixels(dataset.train_images), dataset.train_labels)
         self.key = {"classifier": str(self.model), "fit": common.digest(dataset.train_images, dataset.train_labels)}
         self.store = store
 
@@ -96,16 +97,12 @@ class Classifier:
         def compute():
             progress, parts = common.Progress(f"{label}: {CLASSIFIER}", len(images)), []
             for start in range(0, len(images), 500):
-                parts.append(self.model.predict(_flat(images[start : start + 500])))
+                parts.append(self.model.predict(rows_of_pixels(images[start : start + 500])))
                 progress(start + len(parts[-1]))
             progress.close()
             return {"classes": np.concatenate([np.zeros(0, int), *parts])}
 
         return self.store.get(self.key | {"images": common.digest(images)}, compute)["classes"]
-
-
-def _flat(images):
-    return images.reshape(len(images), -1)
 
 
 def attack(networks, sample, setting, seed, classify, store):

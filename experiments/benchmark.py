@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 PLANS = {
     "cpu": Plan({"saliency": BATCH}, 2, (256, 32, 256, 16), (3, 1, 3, 1), 256, 256),
-    "cuda": Plan({"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), (1, 1), 1000, 4096),
+    "cuda": Plan({"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), (1, 1), 4096, 4096),
 }
 
 

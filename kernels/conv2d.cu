@@ -120,6 +120,13 @@ constexpr int THREAD_FILTERS = 8;
 constexpr int FILTER_GROUPS = BLOCK_FILTERS / THREAD_FILTERS;
 constexpr int FILTER_PITCH = BLOCK_FILTERS + 4;  // keeps rows aligned for Quad and spreads the copies over the banks
 
+// Blocks of floats on a multiprocessor: for two the compiler has 80 registers a thread, enough on these alone.
+#if __CUDA_ARCH__ >= 900
+constexpr int FLOAT_BLOCKS = 2;
+#else
+constexpr int FLOAT_BLOCKS = 1;
+#endif
+
 // The part of y that a block computes, and its shared memory.
 template <typename T>
 struct Tile {
@@ -261,7 +268,7 @@ __device__ __forceinline__ void store_patch(T (&sums)[THREAD_FILTERS][2][2], T *
 }
 
 template <typename T>
-__global__ void __launch_bounds__(384, 1)
+__global__ void __launch_bounds__(384, sizeof(T) == 4 ? FLOAT_BLOCKS : 1)
     correlate3x3(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y,
                  TiledCorrelation s) {
     extern __shared__ __align__(32) char memory[];

@@ -6,19 +6,20 @@
 //
 // x (N,D), w (D,U), b (U,), y and g (N,U). product: out (M,N) = A (M,K) B (K,N); A lies in memory as (K,M) where
 // A_TRANSPOSED, B as (N,K) where B_TRANSPOSED. A block of 256 threads computes a 64 x 64 tile over `depth` of the K
-// terms, a thread 4 x 4 of it; slices of 16 terms lie in shared memory, the next one copied while this one is
+// terms, a thread 4 x 4 of it; slices of 32 terms (of double 16) lie in shared memory, the next one copied while this one is
 // multiplied. M and N are small here, so K is split over gridDim.z blocks and sum_parts (reduce.cu) adds the parts in
 // order; unsplit, bias and ReLU are applied at once.
 //
 // Tiles in shared memory and registers as in Volkov & Demmel, Benchmarking GPUs to tune dense linear algebra (2008).
 #include "common.cuh"
 
-constexpr int TILE = 64, SLICE = 16, PITCH = TILE + 4, THREADS = 256;
+constexpr int TILE = 64, PITCH = TILE + 4, THREADS = 256;
 
 template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED>
 __global__ void __launch_bounds__(THREADS)
     product(const T *__restrict__ a, const T *__restrict__ b, const T *__restrict__ bias, T *__restrict__ out, int M,
             int N, int K, int depth, int epilogue) {
+    constexpr int SLICE = 128 / sizeof(T);
     __shared__ __align__(32) T a_slice[2][SLICE][PITCH];
     __shared__ __align__(32) T b_slice[2][SLICE][PITCH];
     const int thread = threadIdx.x, first_row = blockIdx.x * TILE, first_column = blockIdx.y * TILE;

@@ -3,8 +3,9 @@
 //   sum_parts  out[i] = sum_s parts[s,i] (+ bias[i mod U], then max(., 0) if asked); parts (S,n), out (n,), bias (U,)
 //              32 neighbouring elements a block, one per threadIdx.x; row threadIdx.y sums parts y, y+8, ..., and
 //              row 0 adds up the 8 rows. The second half of every product that is split over blocks.
-//   bias_grad  gb[c] = sum_{n,p} g[n,c,p]; g (N,C,pixels), gb (C,). A block a channel, its threads stride over
-//              (n,p), a tree at the end. blockDim.x is a power of two, at most 1024.
+//   bias_grad  parts[s,c] = sum_{n,p} g[n,c,p] over the images n of part s; g (N,C,pixels), parts (S,C). A block a
+//              channel and part, its threads stride over (n,p), a tree at the end. blockDim.x is a power of two, at
+//              most 1024.
 #include "common.cuh"
 
 constexpr int ELEMENTS = 32, ROWS = 8;
@@ -30,17 +31,18 @@ __global__ void __launch_bounds__(ELEMENTS *ROWS)
 
 template <typename T>
 __global__ void __launch_bounds__(1024)
-    bias_grad(const T *__restrict__ g, T *__restrict__ gb, int N, int C, int pixels) {
+    bias_grad(const T *__restrict__ g, T *__restrict__ parts, int N, int C, int pixels) {
     __shared__ T scratch[1024];
-    const int c = blockIdx.x, threads = blockDim.x;
+    const int c = blockIdx.x, s = blockIdx.y, threads = blockDim.x;
     const int images_on = threads / pixels, pixels_on = threads % pixels;
+    const int first = (long long)N * s / gridDim.y, last = (long long)N * (s + 1) / gridDim.y;
     T sum = 0;
-    for (int n = threadIdx.x / pixels, p = threadIdx.x % pixels; n < N;) {
+    for (int n = first + threadIdx.x / pixels, p = threadIdx.x % pixels; n < last;) {
         sum += g[((long long)n * C + c) * pixels + p];
         n += images_on;
         p += pixels_on;
         if (p >= pixels) p -= pixels, ++n;
     }
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) gb[c] = sum;
+    if (threadIdx.x == 0) parts[(long long)s * C + c] = sum;
 }

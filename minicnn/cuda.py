@@ -81,6 +81,7 @@ _SHARED_BYTES = 48 * 1024  # what every GPU since sm_50 gives a block
 _PLAIN, _BIAS, _RELU = 0, 1, 2  # the kernels' Epilogue, to be added up
 _WEIGHT_GRAD_BLOCKS = 256  # about two for each multiprocessor of a large GPU
 _PRODUCT_BLOCKS = 128
+_BIAS_GRAD_TERMS = 16384  # of a block
 
 
 class DeviceError(RuntimeError):
@@ -279,6 +280,7 @@ class Cuda:
     """
 
     CHANGED_IMAGES = 4096  # of one_pixel.py at a time: fewer would leave most of a large GPU idle
+    WINDOWS_PAY = False
 
     def __init__(self, xp: Any, loader: Loader) -> None:
         self.xp, self._loader, self._folder = xp, loader, kernel_folder()
@@ -427,10 +429,12 @@ class Cuda:
         n, units = g.shape[:2]
         if not g.size:
             return self.xp.zeros(units, g.dtype)
-        gb, pixels = self.xp.empty(units, g.dtype), math.prod(g.shape[2:])
-        threads = min(1024, max(32, 1 << (n * pixels // 8).bit_length()))
-        self._launch("bias_grad", self._type(g), (units,), (threads,), g, gb, n, units, pixels)
-        return gb
+        pixels = math.prod(g.shape[2:])
+        count = max(1, min(n, n * pixels // _BIAS_GRAD_TERMS))
+        parts = self.xp.empty((count, units) if count > 1 else units, g.dtype)
+        threads = min(1024, max(32, 1 << (n * pixels // (8 * count)).bit_length()))
+        self._launch("bias_grad", self._type(g), (units, count), (threads,), g, parts, n, units, pixels)
+        return self._sum_parts(parts) if count > 1 else parts
 
     def _product(self, a, b, m, n, k, layout, bias=None, epilogue=_PLAIN):
         """A (m, k) times B (k, n); layout tells which of them lies transposed (dense.cu)."""

@@ -87,12 +87,12 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
         for step, start in enumerate(range(0, max(len(images), 1), chunk)):
             batch = Tensor(device.asarray(images[start : start + chunk], dtype=dtype))
             masks = None if dropout is None else DropoutMasks(dropout, step)
-            logits.append(backend.to_host(network(batch, masks).data))
+            logits.append(network(batch, masks).data)
             if logits[-1].ndim != 2 or len(logits[-1]) != len(batch):
                 raise ValueError(
                     f"the network gives {logits[-1].shape} for {len(batch)} images: rows of logits, (N, K), are needed"
                 )
-    return np.concatenate(logits)
+    return np.concatenate([backend.to_host(of_chunk) for of_chunk in logits])  # only now: a GPU is to be kept busy
 
 
 def correct(network: Layer, images: Any, labels: Any, chunk: int = 256) -> np.ndarray:

@@ -254,6 +254,17 @@ def test_cross_entropy_of_a_label_out_of_range_is_nan(functions):
     assert np.isnan(gradient).all(axis=1).tolist() == [True, False, True]
 
 
+@REAL
+def test_bias_grad_in_parts_is_the_sum(functions, launched, dtype):
+    for shape, kernels in (((40, 3, 31, 30), ["bias_grad", "sum_parts"]), ((40, 3, 3, 30), ["bias_grad"])):
+        (g,) = noise(functions, shape, dtype=dtype)
+        found, terms = functions.xp.asnumpy(functions.bias_grad(g)), functions.xp.asnumpy(g).astype(np.float64)
+        error = np.abs(found - terms.sum(axis=(0, 2, 3)))
+        assert (error <= 16 * np.finfo(dtype).eps * np.abs(terms).sum(axis=(0, 2, 3))).all()
+        assert launched == kernels
+        launched.clear()
+
+
 def test_dropout_keeps_no_mask(functions):
     (x,) = noise(functions, (5, 7))
     y, kept = functions.dropout(x, 0.5, 1, 2, 3)

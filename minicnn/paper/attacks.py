@@ -30,7 +30,7 @@ from minicnn.layers import Layer
 from minicnn.ops import check_count, check_labels, check_temperature
 from minicnn.paper.one_pixel import one_pixel_changes
 from minicnn.paper.saliency import ARITHMETICS as ARITHMETICS
-from minicnn.paper.saliency import check_arithmetic, logit_gradients, saliency_maps
+from minicnn.paper.saliency import check_arithmetic, logit_gradients, rows_of_pixels, saliency_maps
 from minicnn.training import correct
 
 RAISE, LOWER = 0, 1
@@ -271,41 +271,45 @@ def attack(
             raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, known))}")
         algorithm = known[algorithm]
     check_temperature(setting.T, network.dtype)
-    scorer = _Scorer(network, algorithm, setting)
+    scorer, device = _Scorer(network, algorithm, setting), network.backend
     result, labels = unmoved(network, images, labels, setting)
-    adversarial = result.adversarial
-    pixels = rows_of_pixels(adversarial)  # a view: the moves are made in it
+    adversarial, there = result.adversarial, device.asarray(result.adversarial)  # on the CPU the same array
+    pixels, pixels_there = rows_of_pixels(adversarial), rows_of_pixels(there)  # views: the moves are made in them
     active = np.flatnonzero(result.attacked)
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
-        ranking = _ranking(best, setting.limit)
+        ranking = _ranking(best, 1 if algorithm.refresh else setting.limit)
+    rows = np.arange(len(active))  # of scores and ranking, for the images still active
     used = np.zeros((len(active), pixels.shape[1]), bool)
     rounds = min(setting.limit, pixels.shape[1])
     for move in range(rounds):
         if len(active) == 0:
             break
-        rows = np.arange(len(active))
-        pixel = ranking[:, 0 if algorithm.refresh else move]
+        pixel = ranking[rows, 0 if algorithm.refresh else move]
         possible = best[rows, pixel] > -np.inf
-        rows, pixel, movers = rows[possible], pixel[possible], active[possible]
+        active, rows, pixel = active[possible], rows[possible], pixel[possible]
         value = np.where(kind[rows, pixel] == RAISE, setting.maximum, setting.minimum).astype(pixels.dtype)
-        changed = pixels[movers, pixel] != value
-        pixels[movers, pixel] = value
+        changed = pixels[active, pixel] != value
+        pixels[active, pixel] = value
         used[rows, pixel] = True
-        result.moves[movers] += 1
-        result.unchanged_moves[movers] += ~changed
-        tried = movers[changed]
+        result.moves[active] += 1
+        result.unchanged_moves[active] += ~changed
+        tried = active[changed]
         result.forwards += len(tried)
         if len(tried):
-            result.succeeded[tried] = ~correct(network, adversarial[tried], labels[tried], setting.chunk)
-        remain = possible & ~result.succeeded[active]
-        active, used, best, kind, ranking = active[remain], used[remain], best[remain], kind[remain], ranking[remain]
+            tried_there = device.asarray(tried)
+            if there is not adversarial:
+                pixels_there[tried_there, device.asarray(pixel[changed])] = device.asarray(value[changed])
+            result.succeeded[tried] = ~correct(network, there[tried_there], labels[tried], setting.chunk)
+        remain = ~result.succeeded[active]
+        active, rows, changed = active[remain], rows[remain], changed[remain]
         if algorithm.refresh and len(active) and move + 1 < rounds:
-            moved = np.isin(active, tried)  # the scores of the others are what they were
-            if moved.any():
-                best[moved], kind[moved], _ = scorer(adversarial[active[moved]], labels[active[moved]])
-            best = np.where(used, -np.inf, best)
-            ranking = _ranking(best, 1)
+            best[rows, pixel[remain]] = -np.inf
+            moved = rows[changed]  # the scores of the others are what they were
+            if len(moved):
+                scores, kind[moved], _ = scorer(adversarial[active[changed]], labels[active[changed]])
+                best[moved] = np.where(used[moved], -np.inf, scores)
+            ranking[rows] = _ranking(best[rows], 1)
         if on_move:
             on_move(move + 1, setting.limit, len(active))
     result.forwards += scorer.forwards
@@ -330,11 +334,6 @@ def unmoved(network: Layer, images: Any, labels: Any, setting: Setting) -> tuple
     return AttackResult(attacked, none, count, count.copy(), none.copy(), copy, forwards=n), labels
 
 
-def rows_of_pixels(images: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) or (N, D) -> (N, P), also for no images; a view where they are contiguous."""
-    return images.reshape(len(images), math.prod(images.shape[1:]))
-
-
 def changed_pixels(images: np.ndarray, result: AttackResult) -> np.ndarray:
     """Which entries of the adversarial samples are not those of the images attacked, in the samples' dtype, (N, P)
     bool: fewer than the moves, where a move changed nothing."""
@@ -354,4 +353,6 @@ def pixels_to_success(images: np.ndarray, *results: AttackResult) -> np.ndarray:
 
 def _ranking(best, count):
     """The `count` best pixels of each image in order, equal scores in raster order. (n, P) -> (n, count)."""
+    if count == 1:
+        return best.argmax(axis=1)[:, None]
     return np.argsort(-best, axis=1, kind="stable")[:, :count]

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from minicnn.layers import Layer
-from minicnn.paper.attacks import AttackError, AttackResult, Setting, rows_of_pixels, unmoved
-from minicnn.paper.saliency import logit_gradients
+from minicnn.paper.attacks import AttackError, AttackResult, Setting, unmoved
+from minicnn.paper.saliency import logit_gradients, rows_of_pixels
 from minicnn.training import correct, predict
 
 

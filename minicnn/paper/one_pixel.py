@@ -22,35 +22,38 @@ import numpy as np
 from minicnn import backend
 from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import Conv2D, Flatten, Layer, MaxPool2D, Sequential
+from minicnn.paper.saliency import rows_of_pixels
 from minicnn.training import predict
 
 FEW = 64  # changes a block: with fewer a call costs more than the wider windows of larger blocks
 
 
 def one_pixel_changes(network: Layer, images: np.ndarray) -> OnePixel | FullPasses:
-    """What answers for these images: OnePixel where the network has the form that it needs, otherwise FullPasses."""
-    return OnePixel(network, images) if OnePixel.fits(network) else FullPasses(network, images)
+    """What answers for these images: OnePixel where the network has the form that it needs and runs on a CPU, otherwise
+    FullPasses: a large GPU takes no longer for these than the many small steps of the other are called in."""
+    if network.backend.functions.WINDOWS_PAY and OnePixel.fits(network):
+        return OnePixel(network, images)
+    return FullPasses(network, images)
 
 
 class FullPasses:
     """As OnePixel, for any network on (N, C, H, W) or (N, D): a forward pass for every changed image."""
 
     def __init__(self, network: Layer, images: np.ndarray) -> None:
-        self.network, self.images = network, images
-        self.logits = predict(network, images)
+        self.network, self.there = network, network.backend.asarray(np.ascontiguousarray(images))
+        self.logits = predict(network, self.there)
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Logits (M, K), NumPy, of images[chosen], each with one of its pixels set to its entry of values."""
-        logits = np.empty((len(chosen), self.logits.shape[1]), self.logits.dtype)
-        at_once = self.network.backend.functions.CHANGED_IMAGES
-        places = np.unravel_index(pixels, self.images.shape[1:])
+        device, parts = self.network.backend, [self.logits[:0]]
+        at_once = device.functions.CHANGED_IMAGES
         for start in range(0, len(chosen), at_once):
-            part = slice(start, start + at_once)
-            changed = self.images[chosen[part]]
-            place = (np.arange(len(changed)), *(axis[part] for axis in places))
-            changed[place] = values[part]
-            logits[part] = predict(self.network, changed, chunk=at_once)
-        return logits
+            which, pixel, value = (device.asarray(a[start : start + at_once]) for a in (chosen, pixels, values))
+            changed = self.there[which]
+            rows_of_pixels(changed)[device.asarray(np.arange(len(changed))), pixel] = value
+            with no_grad():
+                parts.append(self.network(Tensor(changed)).data)
+        return np.concatenate([backend.to_host(part) for part in parts])  # only now: a GPU is to be kept busy
 
 
 class _Span(NamedTuple):

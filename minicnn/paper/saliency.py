@@ -35,16 +35,17 @@ class SaliencyMaps(NamedTuple):
     @property
     def zeros(self) -> np.ndarray:
         """How many entries of each map are exactly 0, (N,)."""
-        return (_flat(self.maps) == 0).sum(axis=1)
+        return (rows_of_pixels(self.maps) == 0).sum(axis=1)
 
     def log10_size(self) -> np.ndarray:
         """log10 of the largest absolute true gradient, (N,); -inf for a map that is exactly zero."""
         with np.errstate(divide="ignore"):
-            return np.log10(np.abs(_flat(self.maps)).max(axis=1).astype(np.float64)) + self.log10_scale
+            return np.log10(np.abs(rows_of_pixels(self.maps)).max(axis=1).astype(np.float64)) + self.log10_scale
 
 
-def _flat(maps: np.ndarray) -> np.ndarray:
-    return maps.reshape(len(maps), math.prod(maps.shape[1:]))
+def rows_of_pixels(images: Any) -> Any:
+    """(N, C, H, W) or (N, D) -> (N, P), also for no images; a view where they are contiguous. On any backend."""
+    return images.reshape(len(images), math.prod(images.shape[1:]))
 
 
 def _check_logits(logits: Tensor) -> None:

@@ -22,7 +22,8 @@ import numpy as np
 
 from minicnn.layers import Layer
 from minicnn.ops import check_count
-from minicnn.paper.attacks import AttackResult, Setting, margin, rows_of_pixels, unmoved
+from minicnn.paper.attacks import AttackResult, Setting, margin, unmoved
+from minicnn.paper.saliency import rows_of_pixels
 from minicnn.training import predict
 
 # Query of 10,000 -> what alpha is divided by after it.
