@@ -273,8 +273,9 @@ def attack(
     check_temperature(setting.T, network.dtype)
     scorer, device = _Scorer(network, algorithm, setting), network.backend
     result, labels = unmoved(network, images, labels, setting)
-    adversarial, there = result.adversarial, device.asarray(result.adversarial)  # on the CPU the same array
-    pixels, pixels_there = rows_of_pixels(adversarial), rows_of_pixels(there)  # views: the moves are made in them
+    adversarial = result.adversarial
+    on_device = device.asarray(adversarial)  # on the CPU the same array
+    pixels, pixels_on_device = map(rows_of_pixels, (adversarial, on_device))  # views: the moves are made in them
     active = np.flatnonzero(result.attacked)
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
@@ -297,10 +298,10 @@ def attack(
         tried = active[changed]
         result.forwards += len(tried)
         if len(tried):
-            tried_there = device.asarray(tried)
-            if there is not adversarial:
-                pixels_there[tried_there, device.asarray(pixel[changed])] = device.asarray(value[changed])
-            result.succeeded[tried] = ~correct(network, there[tried_there], labels[tried], setting.chunk)
+            chosen = device.asarray(tried)
+            if on_device is not adversarial:
+                pixels_on_device[chosen, device.asarray(pixel[changed])] = device.asarray(value[changed])
+            result.succeeded[tried] = ~correct(network, on_device[chosen], labels[tried], setting.chunk)
         remain = ~result.succeeded[active]
         active, rows, changed = active[remain], rows[remain], changed[remain]
         if algorithm.refresh and len(active) and move + 1 < rounds:

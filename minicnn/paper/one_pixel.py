@@ -40,8 +40,8 @@ class FullPasses:
     """As OnePixel, for any network on (N, C, H, W) or (N, D): a forward pass for every changed image."""
 
     def __init__(self, network: Layer, images: np.ndarray) -> None:
-        self.network, self.there = network, network.backend.asarray(np.ascontiguousarray(images))
-        self.logits = predict(network, self.there)
+        self.network, self.on_device = network, network.backend.asarray(np.ascontiguousarray(images))
+        self.logits = predict(network, self.on_device)
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Logits (M, K), NumPy, of images[chosen], each with one of its pixels set to its entry of values."""
@@ -49,7 +49,7 @@ class FullPasses:
         at_once = device.functions.CHANGED_IMAGES
         for start in range(0, len(chosen), at_once):
             which, pixel, value = (device.asarray(a[start : start + at_once]) for a in (chosen, pixels, values))
-            changed = self.there[which]
+            changed = self.on_device[which]
             rows_of_pixels(changed)[device.asarray(np.arange(len(changed))), pixel] = value
             with no_grad():
                 parts.append(self.network(Tensor(changed)).data)
