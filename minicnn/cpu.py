@@ -176,6 +176,26 @@ def max_pool2d_grad(g: Array, x: Array, y: Array, winner: Array, size: int, ties
     return _logical(_kernels()[0].max_pool2d_grad(*map(_physical, (g, x, y, winner)), size, ties))
 
 
+def pack_moved(w: Array) -> Array:
+    """The filters w (O, C, k, k), square, as conv2d_moved takes them."""
+    _check_dtypes(w)
+    return _kernels()[0].pack_moved(w)
+
+
+def conv2d_moved(y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool) -> Array:
+    """The outputs y of some images after a change d of their inputs, in place, and their change
+    (kernels_numpy.conv2d_moved). packed: pack_moved(w) of filters of `size` rows and columns."""
+    _check_dtypes(y, d, packed)
+    return _kernels()[0].conv2d_moved(y, image, origin, np.ascontiguousarray(d), packed, size, relu)
+
+
+def max_pool2d_moved(z: Array, image: Array, origin: Array, edge: int, y: Array, size: int, relu: bool) -> Array:
+    """The maxima z of some images after a change of their inputs y, in place, and their change
+    (kernels_numpy.max_pool2d_moved)."""
+    _check_dtypes(z, y)
+    return _kernels()[0].max_pool2d_moved(z, image, origin, edge, y, size, relu)
+
+
 def flatten(x: Array) -> Array:
     """(N, ...) -> (N, D); of images the result lies as (C H W, N), which is what dense reads."""
     if x.ndim != 4:

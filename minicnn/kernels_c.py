@@ -17,10 +17,10 @@ from minicnn.threads import MULTIPLY_ADDS, over_rows
 Array = np.ndarray
 Size = tuple[int, ...]  # rows, columns
 
-SOURCES = ("conv2d.c", "relu.c", "max_pool2d.c", "dropout.c", "nesterov.c")
+SOURCES = ("conv2d.c", "relu.c", "max_pool2d.c", "moved.c", "dropout.c", "nesterov.c")
 
-# The functions and what they take. "sizes": a struct Sizes; "array": a pointer; "real": a number of the REAL in use.
-# They return nothing; those with "status" in front return whether they had no memory.
+# The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the
+# REAL in use. They return nothing; those with "status" in front return whether they had no memory.
 FUNCTIONS = {
     "pack": "sizes array array array",
     "correlate": "status sizes array array array int array long long",
@@ -28,6 +28,9 @@ FUNCTIONS = {
     "relu_grad": "array array array long",
     "max_pool2d": "array array array long long long long long long",
     "max_pool2d_grad": "array array array array array long long long long int long long",
+    "pack_moved": "moved array array",
+    "conv2d_moved": "status moved array array array array int array array long long",
+    "max_pool2d_moved": "moved array array array long long int array array long long",
     "dropout": "array array real array long",
     "nesterov": "array array array long real real real",
 }
@@ -44,6 +47,12 @@ class Sizes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("H", "C", "W", "N", "O", "P", "Q", "kh", "kw", "top", "left")]
 
 
+class Moved(ctypes.Structure):
+    """The struct of the same name in moved.c."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("C", "P", "Q", "O", "k", "edge")]
+
+
 class CKernels:
     """The functions of kernels_numpy.py. Raises CompilerError where the sources cannot be compiled."""
 
@@ -51,8 +60,8 @@ class CKernels:
         library = compiled.load(sources())
         self._functions = {}
         for real in (ctypes.c_float, ctypes.c_double):
-            types: dict[str, Any] = {"sizes": ctypes.POINTER(Sizes), "array": ctypes.c_void_p, "real": real}
-            types |= {"int": ctypes.c_int, "long": ctypes.c_long}
+            types: dict[str, Any] = {"sizes": ctypes.POINTER(Sizes), "moved": ctypes.POINTER(Moved)}
+            types |= {"array": ctypes.c_void_p, "real": real, "int": ctypes.c_int, "long": ctypes.c_long}
             for name, parameters in FUNCTIONS.items():
                 function = library[f"{name}_{'float' if real is ctypes.c_float else 'double'}"]
                 function.argtypes = [types[kind] for kind in parameters.removeprefix("status ").split()]
@@ -63,6 +72,8 @@ class CKernels:
         self._kept.restype = None
         self._padded_filters = library["padded_filters"]
         self._padded_filters.argtypes, self._padded_filters.restype = [ctypes.c_long], ctypes.c_long
+        self._padded_moved = library["padded_moved"]
+        self._padded_moved.argtypes, self._padded_moved.restype = 2 * [ctypes.c_long], ctypes.c_long
 
     def _call(self, name: str, dtype: np.dtype, *arguments: Any) -> None:
         """A C function in the version for dtype; arrays are passed as pointers to their first element."""
@@ -147,6 +158,38 @@ class CKernels:
 
         over_rows(rows, y)
         return gx
+
+    def pack_moved(self, w: Array) -> Array:
+        filters, channels, size, _ = w.shape
+        packed = np.empty((self._padded_moved(filters, w.itemsize), channels, size, size), w.dtype)
+        self._call("pack_moved", w.dtype, Moved(channels, 0, 0, filters, size, 0), np.ascontiguousarray(w), packed)
+        return packed
+
+    def conv2d_moved(
+        self, y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool
+    ) -> Array:
+        edge = d.shape[1] + size - 1
+        e = buffers.empty((len(image), edge, edge, y.shape[3]), y.dtype)
+        sizes = Moved(d.shape[3], *y.shape[1:], size, d.shape[1])
+
+        def images(first, last):
+            self._call("conv2d_moved", y.dtype, sizes, image, origin, d, packed, relu, y, e, first, last)
+
+        over_rows(images, e, e.size * d.shape[3] * size**2 // MULTIPLY_ADDS)
+        return e
+
+    def max_pool2d_moved(
+        self, z: Array, image: Array, origin: Array, edge: int, y: Array, size: int, relu: bool
+    ) -> Array:
+        edge_out = (edge + size - 2) // size + 1
+        e = buffers.empty((len(image), edge_out, edge_out, z.shape[3]), z.dtype)
+        sizes = Moved(z.shape[3], *z.shape[1:], size, edge)
+
+        def images(first, last):
+            self._call("max_pool2d_moved", z.dtype, sizes, image, origin, y, *y.shape[1:3], relu, z, e, first, last)
+
+        over_rows(images, e, e.size * size**2)
+        return e
 
     def kept_by_dropout(self, count: int, layer: int, step: int, seed: int, threshold: int) -> Array:
         kept = np.empty(count, bool)

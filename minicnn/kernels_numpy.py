@@ -115,6 +115,61 @@ def philox(blocks: int, layer: int, step: int, seed: int) -> Array:
     return np.stack(counter, axis=1).astype(np.uint32)
 
 
+def _rectified(y: Array, relu: bool) -> Array:
+    return np.maximum(y, 0) if relu else y
+
+
+def _inside(first: int, edge: int, size: int) -> tuple[slice, slice]:
+    """Of the places first, ... first + edge - 1 those from 0 to size - 1: counted from `first`, and from 0."""
+    start = max(0, -first)
+    seen = slice(start, max(start, min(edge, size - first)))
+    return seen, slice(first + seen.start, first + seen.stop)
+
+
+def pack_moved(w: Array) -> Array:
+    """Filters (O, C, k, k) as conv2d_moved takes them."""
+    return np.ascontiguousarray(w)
+
+
+def conv2d_moved(y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool) -> Array:
+    """The outputs of moved images, before ReLU, after a change d of the input: y[n, p, q, o] += sum_{i,j,c}
+    w[o, c, i, j] d[p + i, q + j, c], for n = image[m]. Returns the change of the output, after ReLU with relu.
+
+    y (N, P, Q, O) of all images, written to; image (M,), each once, and origin (M, 2) integers; d (M, edge, edge, C),
+    which begins at row and column `origin` and is 0 outside the image -> (M, edge + k - 1, edge + k - 1, O), which
+    begins at origin - k + 1, also where that is outside. packed: of filters (O, C, size, size).
+    """
+    edge = d.shape[1] + size - 1
+    padded = np.zeros((len(d), edge + size - 1, edge + size - 1, d.shape[3]), d.dtype)
+    padded[:, size - 1 : edge, size - 1 : edge] = d
+    taps = [(i, j) for i in range(size) for j in range(size)]
+    sums = sum(padded[:, i : i + edge, j : j + edge] @ packed[:, :, i, j].T for i, j in taps)
+    e = np.zeros_like(sums)
+    for m, (n, (top, left)) in enumerate(zip(image, origin - size + 1, strict=True)):
+        (rows, rows_of_y), (columns, columns_of_y) = _inside(top, edge, y.shape[1]), _inside(left, edge, y.shape[2])
+        before = y[n, rows_of_y, columns_of_y]
+        after = before + sums[m, rows, columns]
+        e[m, rows, columns] = _rectified(after, relu) - _rectified(before, relu)
+        y[n, rows_of_y, columns_of_y] = after
+    return e
+
+
+def max_pool2d_moved(z: Array, image: Array, origin: Array, edge: int, y: Array, size: int, relu: bool) -> Array:
+    """The maxima z (N, P, Q, C) of moved images anew where their inputs y (N, H, W, C), before ReLU with relu, have
+    changed: in `edge` rows and columns from `origin` on. Returns the change of z (M, edge', edge', C), which begins at
+    origin // size, with edge' = (edge + size - 2) // size + 1; the rest as for conv2d_moved."""
+    edge_out = (edge + size - 2) // size + 1
+    e = np.zeros((len(image), edge_out, edge_out, z.shape[3]), z.dtype)
+    height, width, channels = z.shape[1:]
+    for m, (n, (top, left)) in enumerate(zip(image, origin // size, strict=True)):
+        (rows, rows_of_z), (columns, columns_of_z) = _inside(top, edge_out, height), _inside(left, edge_out, width)
+        windows = y[n, : height * size, : width * size].reshape(height, size, width, size, channels)
+        after = _rectified(windows[rows_of_z, :, columns_of_z].max(axis=(1, 3)), relu)
+        e[m, rows, columns] = after - z[n, rows_of_z, columns_of_z]
+        z[n, rows_of_z, columns_of_z] = after
+    return e
+
+
 def kept_by_dropout(count: int, layer: int, step: int, seed: int, threshold: int) -> Array:
     """Whether word i % 4 of Philox block i // 4 is below the threshold, (count,) bool."""
     return philox(-(-count // 4), layer, step, seed).reshape(-1)[:count] < threshold

@@ -11,6 +11,7 @@ from minicnn.backend import DeviceError, to_host
 from minicnn.cuda import Cuda
 
 CPU_ONLY = {"convolutions", "flushes_denormals", "over_rows", "set_threads", "threads"}
+CPU_ONLY |= {"pack_moved", "conv2d_moved", "max_pool2d_moved"}  # of paper/moves.py, which elsewhere takes whole passes
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 

@@ -237,6 +237,88 @@ def test_conv2d_has_the_same_bits_for_any_number_of_threads(road):
         assert all((a == b).all() for a, b in zip(found[0], others, strict=True))
 
 
+# N, P, Q, C, O, kernel, edge of the change, its origin: in the middle, at corners, partly and wholly outside
+MOVED = [
+    (3, 6, 7, 2, 5, 3, 1, (3, 4)),
+    (3, 6, 7, 1, 33, 3, 2, (0, 0)),
+    (2, 4, 9, 64, 64, 3, 5, (3, 7)),
+    (3, 5, 5, 3, 17, 2, 3, (-2, -1)),
+    (2, 3, 4, 2, 3, 1, 2, (2, -1)),
+    (2, 9, 8, 3, 40, 5, 4, (7, -3)),
+    (2, 1, 1, 2, 2, 3, 3, (1, 1)),
+    (2, 4, 4, 2, 2, 2, 2, (9, 9)),
+]
+
+
+def changed_inputs(rng, shape, edge, origin, dtype):
+    """x (N, C, H, W), which of its images change, the changes as conv2d_moved takes them, and x after them."""
+    x = rng.standard_normal(shape).astype(dtype)
+    image = np.arange(len(x) - 1)[::-1].copy()
+    origins = np.array([origin] * len(image)) + np.arange(len(image))[:, None]
+    d, after = np.zeros((len(image), edge, edge, shape[1]), dtype), x.copy()
+    for m, n in enumerate(image):
+        for i, j in np.ndindex(edge, edge):
+            row, column = origins[m] + (i, j)
+            if 0 <= row < shape[2] and 0 <= column < shape[3]:
+                d[m, i, j] = rng.standard_normal(shape[1])
+                after[n, :, row, column] += d[m, i, j]
+    return x, image, origins, d, after
+
+
+def placed(e, image, origins, shape):
+    """The changes (M, edge, edge, O) where they belong in arrays (N, P, Q, O); what is outside must be 0."""
+    whole = np.zeros(shape)
+    for m, n in enumerate(image):
+        for i, j in np.ndindex(e.shape[1:3]):
+            row, column = origins[m] + (i, j)
+            if 0 <= row < shape[1] and 0 <= column < shape[2]:
+                whole[n, row, column] += e[m, i, j]
+            else:
+                assert not e[m, i, j].any()
+    return whole
+
+
+def last(x):
+    """Channels last, contiguous."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("shape", MOVED)
+def test_conv2d_moved_is_the_convolution_of_what_has_moved(road, shape, relu, dtype):
+    images, rows, columns, channels, filters, size, edge, origin = shape
+    rng, tolerance = np.random.default_rng(5), 1e-4 if dtype == np.float32 else 1e-12
+    inputs = (images, channels, rows + size - 1, columns + size - 1)
+    x, image, origins, d, after = changed_inputs(rng, inputs, edge, origin, dtype)
+    w, b = rng.standard_normal((filters, channels, size, size)).astype(dtype), rng.standard_normal(filters)
+    y, expected = (last(naive(inputs, w, b, (rows, columns), (0, 0))) for inputs in (x, after))
+    found = y.astype(dtype)
+    e = cpu.conv2d_moved(found, image, origins, d, cpu.pack_moved(w), size, relu)
+    assert e.dtype == dtype and e.shape == (len(image), edge + size - 1, edge + size - 1, filters)
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+    assert np.array_equal(found[-1], y[-1].astype(dtype))
+    rise = np.maximum(expected, 0) - np.maximum(y, 0) if relu else expected - y
+    np.testing.assert_allclose(placed(e, image, origins - size + 1, y.shape), rise, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("origin", [(0, 0), (1, 2), (4, 5), (-1, -2), (7, 8), (20, 20)], ids=str)
+def test_conv2d_moved_into_a_max_pool(road, size, origin, relu):
+    """The pool of what a convolution gave; 8 x 10 outputs, so that windows of 3 leave some out."""
+    rng = np.random.default_rng(6)
+    y, image, origins, d, after = changed_inputs(rng, (4, 5, 8, 10), 3, origin, np.float32)
+    before, expected = (
+        last(cpu.max_pool2d(np.maximum(inputs, 0) if relu else inputs, size)[0]) for inputs in (y, after)
+    )
+    z = before.copy()
+    e = cpu.max_pool2d_moved(z, image, origins, 3, last(after), size, relu)
+    assert e.shape[1] == (3 + size - 2) // size + 1
+    assert np.array_equal(z, expected)
+    np.testing.assert_allclose(placed(e, image, origins // size, z.shape), expected - before, atol=1e-6)
+
+
 def test_conv2d_refuses_mixed_dtypes(road):
     x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3))
     with pytest.raises(TypeError, match="float32.*float64"):
@@ -249,7 +331,10 @@ def test_sizes_are_those_of_the_source():
     source = (compiled.kernel_folder() / "conv2d.c").read_text()
     declared = source.split("typedef struct {\n    long ")[1].split(";")[0].split(", ")
     assert [name for name, _ in kernels_c.Sizes._fields_] == declared
-    assert all(kind is ctypes.c_long for _, kind in kernels_c.Sizes._fields_)
+    assert all(kind is ctypes.c_long for _, kind in kernels_c.Sizes._fields_ + kernels_c.Moved._fields_)
+    source = (compiled.kernel_folder() / "moved.c").read_text()
+    declared = source.split("typedef struct {\n    long ")[1].split(";")[0].split(", ")
+    assert [name for name, _ in kernels_c.Moved._fields_] == declared
 
 
 def test_dense_of_a_field_of_a_structured_array(road):

@@ -28,6 +28,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.layers import Layer
 from minicnn.ops import check_count, check_labels, check_temperature
+from minicnn.paper.moves import moving_images
 from minicnn.paper.one_pixel import one_pixel_changes
 from minicnn.paper.saliency import ARITHMETICS as ARITHMETICS
 from minicnn.paper.saliency import check_arithmetic, logit_gradients, rows_of_pixels, saliency_maps
@@ -271,16 +272,16 @@ def attack(
             raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, known))}")
         algorithm = known[algorithm]
     check_temperature(setting.T, network.dtype)
-    scorer, device = _Scorer(network, algorithm, setting), network.backend
+    scorer = _Scorer(network, algorithm, setting)
     result, labels = unmoved(network, images, labels, setting)
     adversarial = result.adversarial
-    on_device = device.asarray(adversarial)  # on the CPU the same array
-    pixels, pixels_on_device = map(rows_of_pixels, (adversarial, on_device))  # views: the moves are made in them
+    pixels = rows_of_pixels(adversarial)  # a view: the moves are made in it
     active = np.flatnonzero(result.attacked)
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
         ranking = _ranking(best, 1 if algorithm.refresh else setting.limit)
-    rows = np.arange(len(active))  # of scores and ranking, for the images still active
+        moving = moving_images(network, adversarial[active], setting.chunk)
+    rows = np.arange(len(active))  # of scores, ranking and moving images, for those still active
     used = np.zeros((len(active), pixels.shape[1]), bool)
     rounds = min(setting.limit, pixels.shape[1])
     for move in range(rounds):
@@ -298,10 +299,8 @@ def attack(
         tried = active[changed]
         result.forwards += len(tried)
         if len(tried):
-            chosen = device.asarray(tried)
-            if on_device is not adversarial:
-                pixels_on_device[chosen, device.asarray(pixel[changed])] = device.asarray(value[changed])
-            result.succeeded[tried] = ~correct(network, on_device[chosen], labels[tried], setting.chunk)
+            decisions = moving.decisions(rows[changed], pixel[changed], value[changed])
+            result.succeeded[tried] = decisions != labels[tried]
         remain = ~result.succeeded[active]
         active, rows, changed = active[remain], rows[remain], changed[remain]
         if algorithm.refresh and len(active) and move + 1 < rounds:
