@@ -1,13 +1,15 @@
 // What follows from one changed pixel of an image, layer by layer: a convolution is linear, so what it gives changes by
 // the convolution of the change alone, and only where the change is seen.
 //
-//   conv2d_moved      y[p,q,o] += sum_{i,j,c} w[o,c,i,j] d[p+i,q+j,c];  e = f(y after) - f(y before)
-//   max_pool2d_moved  z[p,q,c] = max of f(y) over the window of p, q;   e = z after - z before
+//   conv2d_moved      y'[p,q,o] = y[p,q,o] + sum_{i,j,c} w[o,c,i,j] d[p+i,q+j,c];  e = f(y') - f(y)
+//   max_pool2d_moved  z'[p,q,c] = max of f(y) + d over the window of p, q;         e = z' - z
 //
 // with f(y) = max(y, 0), or y. d, e: the changes of an image's input and output, a square of `edge` rows and columns
-// each, which begins at `origin` (row, column), perhaps outside the image, and is 0 there. They lie as (M,edge,edge,C), M
-// the images moved; y and z, of all images, as (N,P,Q,O), channels innermost: an image is computed by itself. origin
-// (M,2), of d; that of e is origin - k + 1 of a convolution, and of a pool origin / size, rounded down.
+// each, which begins at `origin` (row, column), perhaps outside the image, and is 0 there. They lie as (M,edge,edge,C);
+// y and z, of N images, as (N,P,Q,O), channels innermost: each of the M changes, of image[m], is computed by itself.
+// With `keep`, y' and z' are written over y and z; then an image may be there only once, and max_pool2d_moved reads a y
+// that has its change already. origin (M,2), of d; that of e is origin - k + 1 of a convolution, and of a pool origin / k,
+// rounded down.
 #ifndef REAL
 #include "common.h"
 #include <stdlib.h>
@@ -81,7 +83,7 @@ INLINE void NAME(sum_moved)(const REAL *d, long rows, long pitch, long C, long k
 }
 
 int NAME(conv2d_moved)(const Moved *s, const long *image, const long *origin, const REAL *d, const REAL *packed, int relu,
-                       REAL *y, REAL *e, long first, long last) {
+                       int keep, REAL *y, REAL *e, long first, long last) {
     const long to = s->edge + s->k - 1, blocks = (to + COLUMNS - 1) / COLUMNS, pitch = (blocks * COLUMNS + s->k - 1) * s->C;
     REAL *const padded = calloc(s->edge * pitch, sizeof(REAL)), sums[COLUMNS * PAIR];
     if (!padded) return 1;
@@ -104,7 +106,7 @@ int NAME(conv2d_moved)(const Moved *s, const long *image, const long *origin, co
                         REAL *const change = e + ((m * to + r) * to + q) * s->O + o;
                         for (long f = 0; f < smaller(PAIR, s->O - o); ++f) {
                             const REAL before = at[f], after = before + sums[(q - q0) * PAIR + f];
-                            at[f] = after;
+                            if (keep) at[f] = after;
                             change[f] = relu ? (after <= 0 ? 0 : after) - (before <= 0 ? 0 : before) : after - before;
                         }
                     }
@@ -115,27 +117,33 @@ int NAME(conv2d_moved)(const Moved *s, const long *image, const long *origin, co
     return 0;
 }
 
-void NAME(max_pool2d_moved)(const Moved *s, const long *image, const long *origin, const REAL *y, long H, long W, int relu,
-                            REAL *z, REAL *e, long first, long last) {
-    const long to = (s->edge + s->k - 2) / s->k + 1;
+void NAME(max_pool2d_moved)(const Moved *s, const long *image, const long *origin, const REAL *d, const REAL *y, long H,
+                            long W, int relu, int keep, REAL *z, REAL *e, long first, long last) {
+    const long to = (s->edge + s->k - 2) / s->k + 1, edge = keep ? 0 : s->edge;
     for (long m = first; m < last; ++m) {
         const long top = floor_div(origin[2 * m], s->k), left = floor_div(origin[2 * m + 1], s->k);
+        const long row = top * s->k - origin[2 * m], column = left * s->k - origin[2 * m + 1];
         memset(e + m * to * to * s->C, 0, to * to * s->C * sizeof(REAL));
         for (long r = larger(0, -top); r < smaller(to, s->P - top); ++r)
             for (long q = larger(0, -left); q < smaller(to, s->Q - left); ++q) {
                 const REAL *const window = y + ((image[m] * H + (top + r) * s->k) * W + (left + q) * s->k) * s->C;
                 REAL *const at = z + ((image[m] * s->P + top + r) * s->Q + left + q) * s->C;
                 REAL *const change = e + ((m * to + r) * to + q) * s->C;
-                for (long c = 0; c < s->C; ++c) {
-                    REAL largest = window[c];
-                    for (long i = 0; i < s->k; ++i)
-                        for (long j = 0; j < s->k; ++j) {
-                            const REAL other = window[(i * W + j) * s->C + c];
-                            largest = other > largest ? other : largest;
+                for (long i = 0; i < s->k; ++i)
+                    for (long j = 0; j < s->k; ++j) {
+                        const REAL *const from = window + (i * W + j) * s->C;
+                        const long in = row + r * s->k + i, across = column + q * s->k + j;
+                        const int changed = in >= 0 && in < edge && across >= 0 && across < edge;
+                        const REAL *const more = changed ? d + ((m * s->edge + in) * s->edge + across) * s->C : from;
+                        for (long c = 0; c < s->C; ++c) {
+                            const REAL f = relu && from[c] <= 0 ? 0 : from[c], after = changed ? f + more[c] : f;
+                            change[c] = (i || j) && after <= change[c] ? change[c] : after;
                         }
-                    if (relu && largest <= 0) largest = 0;
-                    change[c] = largest - at[c];
-                    at[c] = largest;
+                    }
+                for (long c = 0; c < s->C; ++c) {
+                    const REAL after = change[c];
+                    change[c] = after - at[c];
+                    if (keep) at[c] = after;
                 }
             }
     }

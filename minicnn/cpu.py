@@ -182,18 +182,22 @@ def pack_moved(w: Array) -> Array:
     return _kernels()[0].pack_moved(w)
 
 
-def conv2d_moved(y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool) -> Array:
-    """The outputs y of some images after a change d of their inputs, in place, and their change
-    (kernels_numpy.conv2d_moved). packed: pack_moved(w) of filters of `size` rows and columns."""
+def conv2d_moved(
+    y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool, keep: bool
+) -> Array:
+    """How outputs y of some images change with their inputs, by d (kernels_numpy.conv2d_moved). packed: pack_moved(w)
+    of filters of `size` rows and columns; keep: y is changed."""
     _check_dtypes(y, d, packed)
-    return _kernels()[0].conv2d_moved(y, image, origin, np.ascontiguousarray(d), packed, size, relu)
+    return _kernels()[0].conv2d_moved(y, image, origin, d, packed, size, relu, keep)
 
 
-def max_pool2d_moved(z: Array, image: Array, origin: Array, edge: int, y: Array, size: int, relu: bool) -> Array:
-    """The maxima z of some images after a change of their inputs y, in place, and their change
-    (kernels_numpy.max_pool2d_moved)."""
-    _check_dtypes(z, y)
-    return _kernels()[0].max_pool2d_moved(z, image, origin, edge, y, size, relu)
+def max_pool2d_moved(
+    z: Array, image: Array, origin: Array, d: Array, y: Array, size: int, relu: bool, keep: bool
+) -> Array:
+    """How maxima z of some images change with their inputs y, by d (kernels_numpy.max_pool2d_moved); keep: z is
+    changed, and y has been."""
+    _check_dtypes(z, d, y)
+    return _kernels()[0].max_pool2d_moved(z, image, origin, d, y, size, relu, keep)
 
 
 def flatten(x: Array) -> Array:
@@ -366,11 +370,6 @@ def gather(data: Array, permutation: Array, step: Step, batch: int) -> Array:
         raise ValueError(f"{len(permutation)} samples are less than one batch of {batch}")
     k = int(np.asarray(step).reshape(())) % (len(permutation) // batch)
     return data[permutation[k * batch : (k + 1) * batch]]
-
-
-def take_images(x: Array, chosen: Array) -> Array:
-    """x[chosen] for a window x (N, C, H, W) of activations, chosen (M,) integers -> (M, C, H, W), a copy."""
-    return _logical(np.take(x.transpose(2, 1, 3, 0), chosen, axis=3))
 
 
 def advance(step: Array) -> None:

@@ -561,9 +561,6 @@ class Cuda:
     def unflatten(self, g: Array, shape: tuple[int, ...]) -> Array:
         return self._inputs(g).reshape(shape)
 
-    def take_images(self, x: Array, chosen: Array) -> Array:
-        return self.xp.take(x, chosen, axis=0)
-
     def advance(self, step: Array) -> None:
         self._launch("advance", "", (1,), (1,), step)
 

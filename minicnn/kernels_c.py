@@ -29,8 +29,8 @@ FUNCTIONS = {
     "max_pool2d": "array array array long long long long long long",
     "max_pool2d_grad": "array array array array array long long long long int long long",
     "pack_moved": "moved array array",
-    "conv2d_moved": "status moved array array array array int array array long long",
-    "max_pool2d_moved": "moved array array array long long int array array long long",
+    "conv2d_moved": "status moved array array array array int int array array long long",
+    "max_pool2d_moved": "moved array array array array long long int int array array long long",
     "dropout": "array array real array long",
     "nesterov": "array array array long real real real",
 }
@@ -166,27 +166,28 @@ class CKernels:
         return packed
 
     def conv2d_moved(
-        self, y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool
+        self, y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool, keep: bool
     ) -> Array:
         edge = d.shape[1] + size - 1
         e = buffers.empty((len(image), edge, edge, y.shape[3]), y.dtype)
         sizes = Moved(d.shape[3], *y.shape[1:], size, d.shape[1])
 
         def images(first, last):
-            self._call("conv2d_moved", y.dtype, sizes, image, origin, d, packed, relu, y, e, first, last)
+            self._call("conv2d_moved", y.dtype, sizes, image, origin, d, packed, relu, keep, y, e, first, last)
 
         over_rows(images, e, e.size * d.shape[3] * size**2 // MULTIPLY_ADDS)
         return e
 
     def max_pool2d_moved(
-        self, z: Array, image: Array, origin: Array, edge: int, y: Array, size: int, relu: bool
+        self, z: Array, image: Array, origin: Array, d: Array, y: Array, size: int, relu: bool, keep: bool
     ) -> Array:
-        edge_out = (edge + size - 2) // size + 1
-        e = buffers.empty((len(image), edge_out, edge_out, z.shape[3]), z.dtype)
-        sizes = Moved(z.shape[3], *z.shape[1:], size, edge)
+        edge = (d.shape[1] + size - 2) // size + 1
+        e = buffers.empty((len(image), edge, edge, z.shape[3]), z.dtype)
+        sizes, (height, width) = Moved(z.shape[3], *z.shape[1:], size, d.shape[1]), y.shape[1:3]
 
         def images(first, last):
-            self._call("max_pool2d_moved", z.dtype, sizes, image, origin, y, *y.shape[1:3], relu, z, e, first, last)
+            arguments = (image, origin, d, y, height, width, relu, keep, z, e, first, last)
+            self._call("max_pool2d_moved", z.dtype, sizes, *arguments)
 
         over_rows(images, e, e.size * size**2)
         return e

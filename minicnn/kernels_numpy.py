@@ -119,11 +119,12 @@ def _rectified(y: Array, relu: bool) -> Array:
     return np.maximum(y, 0) if relu else y
 
 
-def _inside(first: int, edge: int, size: int) -> tuple[slice, slice]:
-    """Of the places first, ... first + edge - 1 those from 0 to size - 1: counted from `first`, and from 0."""
-    start = max(0, -first)
-    seen = slice(start, max(start, min(edge, size - first)))
-    return seen, slice(first + seen.start, first + seen.stop)
+def _inside(origin: Array, edge: int, extents: Size) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What of a square, `edge` rows and columns from `origin` on, lies in an image: slices of both."""
+    starts = [max(0, -first) for first in origin]
+    stops = [max(0, -first, min(edge, extent - first)) for first, extent in zip(origin, extents, strict=True)]
+    of_square = tuple(map(slice, starts, stops))
+    return of_square, tuple(slice(o + s.start, o + s.stop) for o, s in zip(origin, of_square, strict=True))
 
 
 def pack_moved(w: Array) -> Array:
@@ -131,13 +132,15 @@ def pack_moved(w: Array) -> Array:
     return np.ascontiguousarray(w)
 
 
-def conv2d_moved(y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool) -> Array:
-    """The outputs of moved images, before ReLU, after a change d of the input: y[n, p, q, o] += sum_{i,j,c}
-    w[o, c, i, j] d[p + i, q + j, c], for n = image[m]. Returns the change of the output, after ReLU with relu.
+def conv2d_moved(
+    y: Array, image: Array, origin: Array, d: Array, packed: Array, size: int, relu: bool, keep: bool
+) -> Array:
+    """How the outputs of a convolution change with their inputs: e = f(y') - f(y) with y'[p, q, o] = y[n, p, q, o] +
+    sum_{i,j,c} w[o, c, i, j] d[m, p + i, q + j, c] for n = image[m], and f(y) = max(y, 0) with relu, else y.
 
-    y (N, P, Q, O) of all images, written to; image (M,), each once, and origin (M, 2) integers; d (M, edge, edge, C),
-    which begins at row and column `origin` and is 0 outside the image -> (M, edge + k - 1, edge + k - 1, O), which
-    begins at origin - k + 1, also where that is outside. packed: of filters (O, C, size, size).
+    y (N, P, Q, O), before ReLU; keep: it becomes y', and image names each only once. image (M,), origin (M, 2)
+    integers. d (M, edge, edge, C) begins at row and column `origin`, perhaps outside the image, where it is 0. packed:
+    filters (O, C, size, size). Returns e (M, edge + size - 1, edge + size - 1, O), which begins at origin - size + 1.
     """
     edge = d.shape[1] + size - 1
     padded = np.zeros((len(d), edge + size - 1, edge + size - 1, d.shape[3]), d.dtype)
@@ -145,28 +148,36 @@ def conv2d_moved(y: Array, image: Array, origin: Array, d: Array, packed: Array,
     taps = [(i, j) for i in range(size) for j in range(size)]
     sums = sum(padded[:, i : i + edge, j : j + edge] @ packed[:, :, i, j].T for i, j in taps)
     e = np.zeros_like(sums)
-    for m, (n, (top, left)) in enumerate(zip(image, origin - size + 1, strict=True)):
-        (rows, rows_of_y), (columns, columns_of_y) = _inside(top, edge, y.shape[1]), _inside(left, edge, y.shape[2])
-        before = y[n, rows_of_y, columns_of_y]
-        after = before + sums[m, rows, columns]
-        e[m, rows, columns] = _rectified(after, relu) - _rectified(before, relu)
-        y[n, rows_of_y, columns_of_y] = after
+    for m, n in enumerate(image):
+        square, place = _inside(origin[m] - size + 1, edge, y.shape[1:3])
+        before = y[n][place]
+        after = before + sums[m][square]
+        e[m][square] = _rectified(after, relu) - _rectified(before, relu)
+        if keep:
+            y[n][place] = after
     return e
 
 
-def max_pool2d_moved(z: Array, image: Array, origin: Array, edge: int, y: Array, size: int, relu: bool) -> Array:
-    """The maxima z (N, P, Q, C) of moved images anew where their inputs y (N, H, W, C), before ReLU with relu, have
-    changed: in `edge` rows and columns from `origin` on. Returns the change of z (M, edge', edge', C), which begins at
-    origin // size, with edge' = (edge + size - 2) // size + 1; the rest as for conv2d_moved."""
-    edge_out = (edge + size - 2) // size + 1
-    e = np.zeros((len(image), edge_out, edge_out, z.shape[3]), z.dtype)
-    height, width, channels = z.shape[1:]
-    for m, (n, (top, left)) in enumerate(zip(image, origin // size, strict=True)):
-        (rows, rows_of_z), (columns, columns_of_z) = _inside(top, edge_out, height), _inside(left, edge_out, width)
-        windows = y[n, : height * size, : width * size].reshape(height, size, width, size, channels)
-        after = _rectified(windows[rows_of_z, :, columns_of_z].max(axis=(1, 3)), relu)
-        e[m, rows, columns] = after - z[n, rows_of_z, columns_of_z]
-        z[n, rows_of_z, columns_of_z] = after
+def max_pool2d_moved(
+    z: Array, image: Array, origin: Array, d: Array, y: Array, size: int, relu: bool, keep: bool
+) -> Array:
+    """How maxima z (N, P, Q, C) change with their inputs y (N, H, W, C): e = z' - z, with z' the maxima of f(y) + d.
+    keep: z becomes z', and y has changed already; the rest as for conv2d_moved. Returns e (M, edge', edge', C), which
+    begins at origin // size, with edge' = (edge + size - 2) // size + 1."""
+    (height, width, channels), edge = z.shape[1:], (d.shape[1] + size - 2) // size + 1
+    e = np.zeros((len(image), edge, edge, channels), z.dtype)
+    for m, n in enumerate(image):
+        changed = _rectified(y[n], relu)
+        if not keep:
+            square, place = _inside(origin[m], d.shape[1], y.shape[1:3])
+            changed = changed.copy()
+            changed[place] += d[m][square]
+        square, place = _inside(origin[m] // size, edge, z.shape[1:3])
+        windows = changed[: height * size, : width * size].reshape(height, size, width, size, channels)
+        after = windows[place[0], :, place[1]].max(axis=(1, 3))
+        e[m][square] = after - z[n][place]
+        if keep:
+            z[n][place] = after
     return e
 
 

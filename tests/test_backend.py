@@ -11,7 +11,11 @@ from minicnn.backend import DeviceError, to_host
 from minicnn.cuda import Cuda
 
 CPU_ONLY = {"convolutions", "flushes_denormals", "over_rows", "set_threads", "threads"}
-CPU_ONLY |= {"pack_moved", "conv2d_moved", "max_pool2d_moved"}  # of paper/moves.py, which elsewhere takes whole passes
+CPU_ONLY |= {
+    "pack_moved",
+    "conv2d_moved",
+    "max_pool2d_moved",
+}  # elsewhere one_pixel.py takes whole passes
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -44,16 +48,6 @@ def test_backend_moves_arrays_to_the_device_and_back(device):
     assert device.asarray(values, dtype=np.float64).dtype == np.float64
     assert device.asarray(there) is there
     assert to_host([1, 2]).tolist() == [1, 2]
-
-
-def test_take_images_copies_a_window(device):
-    x = np.random.default_rng(0).standard_normal((5, 3, 6, 7))
-    chosen = np.array([4, 0, 4])
-    window = device.asarray(x)[:, :, 1:4, 2:6]
-    taken = device.functions.take_images(window, device.asarray(chosen))
-    np.testing.assert_array_equal(to_host(taken), x[chosen, :, 1:4, 2:6])
-    taken[...] = 0
-    np.testing.assert_array_equal(to_host(window), x[:, :, 1:4, 2:6])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])

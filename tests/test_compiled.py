@@ -283,10 +283,11 @@ def last(x):
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "tried"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 @pytest.mark.parametrize("shape", MOVED)
-def test_conv2d_moved_is_the_convolution_of_what_has_moved(road, shape, relu, dtype):
+def test_conv2d_moved_is_the_convolution_of_what_has_moved(road, shape, relu, dtype, keep):
     images, rows, columns, channels, filters, size, edge, origin = shape
     rng, tolerance = np.random.default_rng(5), 1e-4 if dtype == np.float32 else 1e-12
     inputs = (images, channels, rows + size - 1, columns + size - 1)
@@ -294,28 +295,38 @@ def test_conv2d_moved_is_the_convolution_of_what_has_moved(road, shape, relu, dt
     w, b = rng.standard_normal((filters, channels, size, size)).astype(dtype), rng.standard_normal(filters)
     y, expected = (last(naive(inputs, w, b, (rows, columns), (0, 0))) for inputs in (x, after))
     found = y.astype(dtype)
-    e = cpu.conv2d_moved(found, image, origins, d, cpu.pack_moved(w), size, relu)
+    e = cpu.conv2d_moved(found, image, origins, d, cpu.pack_moved(w), size, relu, keep)
     assert e.dtype == dtype and e.shape == (len(image), edge + size - 1, edge + size - 1, filters)
-    np.testing.assert_allclose(found, expected, atol=tolerance)
-    assert np.array_equal(found[-1], y[-1].astype(dtype))
+    if keep:
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+    rest = slice(-1, None) if keep else slice(None)
+    assert np.array_equal(found[rest], y[rest].astype(dtype))
     rise = np.maximum(expected, 0) - np.maximum(y, 0) if relu else expected - y
     np.testing.assert_allclose(placed(e, image, origins - size + 1, y.shape), rise, atol=2 * tolerance)
 
 
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "tried"])
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("origin", [(0, 0), (1, 2), (4, 5), (-1, -2), (7, 8), (20, 20)], ids=str)
-def test_conv2d_moved_into_a_max_pool(road, size, origin, relu):
+def test_conv2d_moved_into_a_max_pool(road, size, origin, relu, keep):
     """The pool of what a convolution gave; 8 x 10 outputs, so that windows of 3 leave some out."""
     rng = np.random.default_rng(6)
     y, image, origins, d, after = changed_inputs(rng, (4, 5, 8, 10), 3, origin, np.float32)
     before, expected = (
         last(cpu.max_pool2d(np.maximum(inputs, 0) if relu else inputs, size)[0]) for inputs in (y, after)
     )
-    z = before.copy()
-    e = cpu.max_pool2d_moved(z, image, origins, 3, last(after), size, relu)
+    z, x = before.copy(), last(after if keep else y)
+    if relu:  # what changes is the output of the ReLU
+        d = d * 0
+        for m, n in enumerate(image):
+            for i, j in np.ndindex(3, 3):
+                row, column = origins[m] + (i, j)
+                if 0 <= row < 8 and 0 <= column < 10:
+                    d[m, i, j] = np.maximum(after[n, :, row, column], 0) - np.maximum(y[n, :, row, column], 0)
+    e = cpu.max_pool2d_moved(z, image, origins, d, x, size, relu, keep)
     assert e.shape[1] == (3 + size - 2) // size + 1
-    assert np.array_equal(z, expected)
+    assert np.array_equal(z, expected if keep else before)
     np.testing.assert_allclose(placed(e, image, origins // size, z.shape), expected - before, atol=1e-6)
 
 

@@ -28,8 +28,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.layers import Layer
 from minicnn.ops import check_count, check_labels, check_temperature
-from minicnn.paper.moves import moving_images
-from minicnn.paper.one_pixel import one_pixel_changes
+from minicnn.paper.one_pixel import changing_images
 from minicnn.paper.saliency import ARITHMETICS as ARITHMETICS
 from minicnn.paper.saliency import check_arithmetic, logit_gradients, rows_of_pixels, saliency_maps
 from minicnn.training import correct
@@ -233,7 +232,7 @@ class _Scorer:
         values = np.array([setting.maximum, setting.minimum][: 1 + self.algorithm.lowers], images.dtype)
         changes = images.reshape(len(images), -1, 1) != values
         image, pixel, kind = np.nonzero(changes)
-        candidates = one_pixel_changes(self.network, images)
+        candidates = changing_images(self.network, images)
         before = self._loss(candidates.logits, labels)
         after = self._loss(candidates.logits_with(image, pixel, values[kind]), labels[image])
         scores = np.full(changes.shape, -np.inf, images.dtype)
@@ -280,7 +279,7 @@ def attack(
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
         ranking = _ranking(best, 1 if algorithm.refresh else setting.limit)
-        moving = moving_images(network, adversarial[active], setting.chunk)
+        moving = changing_images(network, adversarial[active], setting.chunk)
     rows = np.arange(len(active))  # of scores, ranking and moving images, for those still active
     used = np.zeros((len(active), pixels.shape[1]), bool)
     rounds = min(setting.limit, pixels.shape[1])
@@ -299,7 +298,7 @@ def attack(
         tried = active[changed]
         result.forwards += len(tried)
         if len(tried):
-            decisions = moving.decisions(rows[changed], pixel[changed], value[changed])
+            decisions = moving.decisions_after(rows[changed], pixel[changed], value[changed])
             result.succeeded[tried] = decisions != labels[tried]
         remain = ~result.succeeded[active]
         active, rows, changed = active[remain], rows[remain], changed[remain]

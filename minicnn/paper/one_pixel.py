@@ -1,12 +1,9 @@
-"""Logits after changes of single pixels, recomputing only what a change touches.
+"""Images of which single pixels are changed, and what the network says then: the inner loop of every attack.
 
-One pixel of the paper's network touches 3x3 of conv1, 5x5 of conv2, 3x3 of pool1, 5x5 of conv3 and at most 7x7 of
-conv4, less near a border. A convolution is linear, so its output before ReLU changes by the convolution of the change
-alone. The activations of the unchanged images are computed once.
-
-Changes are computed many at a time, in batches that share their windows, so that windows are slices and keep their
-exact extent at the borders. The pixels of a block as large as a pooling window touch the same windows from that pool
-on, and nearly the same before it: what is recomputed is a block with one pixel replaced.
+On the CPU only what a change touches is computed again. One pixel of the paper's network touches 3x3 of conv1, 5x5 of
+conv2, 3x3 of the pool after them, 5x5 of conv3 and 7x7 of conv4: a seventh of the work of a whole pass. Every layer's
+outputs before ReLU are kept for every image, and change by the convolution of the change alone. The logits are those of
+a whole pass up to rounding.
 
 A pixel here is one entry of an image: of several channels each is a pixel of its own. Pixels are numbered in raster
 order, channel by channel.
@@ -15,91 +12,66 @@ order, channel by channel.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from minicnn import backend
+from minicnn import backend, cpu
 from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import Conv2D, Flatten, Layer, MaxPool2D, Sequential
 from minicnn.paper.saliency import rows_of_pixels
 from minicnn.training import predict
 
-FEW = 64  # changes a block: with fewer a call costs more than the wider windows of larger blocks
+MOST_BYTES = 2**30  # of the kept outputs; more images than fit are given whole passes
+DOUBTFUL = 1000  # roundings of the largest logit, which a hundred moves come nowhere near
 
 
-def one_pixel_changes(network: Layer, images: np.ndarray) -> OnePixel | FullPasses:
-    """What answers for these images: OnePixel where the network has the form that it needs and runs on a CPU, otherwise
-    FullPasses: a large GPU takes no longer for these than the many small steps of the other are called in."""
-    if network.backend.functions.WINDOWS_PAY and OnePixel.fits(network):
-        return OnePixel(network, images)
-    return FullPasses(network, images)
+def changing_images(network: Layer, images: np.ndarray, chunk: int = 256) -> ChangingImages:
+    """ChangedInPart where the network has the form that it needs, runs on a CPU and the images fit into memory;
+    otherwise ChangingImages: a large GPU takes no longer for whole passes than many small steps are called in.
+
+    images: a host array of the network's dtype, which stays as it is; chunk: images in a pass at a time.
+    """
+    if network.backend.functions.WINDOWS_PAY and ChangedInPart.fits(network) and len(images):
+        if len(images) * _bytes_kept(network, images[:1]) <= MOST_BYTES:
+            return ChangedInPart(network, images, chunk)
+    return ChangingImages(network, images, chunk)
 
 
-class FullPasses:
-    """As OnePixel, for any network on (N, C, H, W) or (N, D): a forward pass for every changed image."""
+class ChangingImages:
+    """Images (N, C, H, W) or (N, D) and whole passes of any network, on any device. logits (N, K), NumPy: of the images
+    as they were given."""
 
-    def __init__(self, network: Layer, images: np.ndarray) -> None:
-        self.network, self.on_device = network, network.backend.asarray(np.ascontiguousarray(images))
-        self.logits = predict(network, self.on_device)
+    def __init__(self, network: Layer, images: np.ndarray, chunk: int = 256) -> None:
+        self.network, self.chunk, self.device = network, chunk, network.backend
+        self.images = self.device.asarray(np.array(images, order="C"))
+        self.pixels = rows_of_pixels(self.images)  # a view
+        self.logits = predict(network, self.images, chunk=chunk)
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Logits (M, K), NumPy, of images[chosen], each with one of its pixels set to its entry of values."""
-        device, parts = self.network.backend, [self.logits[:0]]
-        at_once = device.functions.CHANGED_IMAGES
+        """Logits (M, K), NumPy, of images[chosen], each with one of its pixels set to its entry of values.
+
+        chosen, pixels (M,) integers, values (M,): host arrays. functions.CHANGED_IMAGES are computed at a time.
+        """
+        at_once, parts = self.device.functions.CHANGED_IMAGES, [self.logits[:0]]
         for start in range(0, len(chosen), at_once):
-            which, pixel, value = (device.asarray(a[start : start + at_once]) for a in (chosen, pixels, values))
-            changed = self.on_device[which]
-            rows_of_pixels(changed)[device.asarray(np.arange(len(changed))), pixel] = value
+            which, pixel, value = (self.device.asarray(a[start : start + at_once]) for a in (chosen, pixels, values))
+            changed = self.images[which]
+            rows_of_pixels(changed)[self.device.asarray(np.arange(len(changed))), pixel] = value
             with no_grad():
                 parts.append(self.network(Tensor(changed)).data)
         return np.concatenate([backend.to_host(part) for part in parts])  # only now: a GPU is to be kept busy
 
-
-class _Span(NamedTuple):
-    """A half-open range of rows or columns."""
-
-    first: int
-    last: int
-
-    def slice(self, origin=0):
-        return slice(self.first - origin, self.last - origin)
-
-    def outputs(self, size, stride, extent):
-        """The outputs, of `extent`, that a window of `size` over these inputs reaches."""
-        first = max(0, -(-(self.first - size + 1) // stride))
-        return _Span(first, min(extent, (self.last - 1) // stride + 1))
-
-    def inputs(self, size, stride):
-        """The inputs that these outputs are computed from."""
-        return _Span(self.first * stride, (self.last - 1) * stride + size)
-
-    def __and__(self, other):
-        return _Span(max(self.first, other.first), min(self.last, other.last))
-
-    @property
-    def length(self):
-        return max(0, self.last - self.first)
+    def decisions_after(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The same changes, for good, of images that are each chosen once. Returns the classes decided for, (M,)."""
+        which, pixels, values = map(self.device.asarray, (chosen, pixels, values))
+        self.pixels[which, pixels] = values
+        return predict(self.network, self.images[which], chunk=self.chunk).argmax(axis=1)
 
 
-class _Level(NamedTuple):
-    """A spatial layer and what the unchanged images give there: input, output before ReLU (of a pool: its output), and
-    output, all (N, C, H, W)."""
-
-    layer: Any
-    size: int
-    stride: int
-    input: Any
-    linear: Any
-    output: Any
-
-
-class OnePixel:
-    """A batch of images and its activations, ready to answer: what are the logits with one pixel changed?
-
-    network: one that fits. images (N, C, H, W), a host array of the network's dtype. logits (N, K): those of the
-    unchanged images, NumPy.
-    """
+class ChangedInPart(ChangingImages):
+    """The same on the CPU, computing again what a change touches. network: one that fits."""
 
     @staticmethod
     def fits(network: Layer) -> TypeGuard[Sequential]:
@@ -117,112 +89,100 @@ class OnePixel:
             for layer in spatial
         )
 
-    def __init__(self, network: Sequential, images: np.ndarray) -> None:
-        layers = list(network.layers.values())
-        split = next(i for i, layer in enumerate(layers) if type(layer) is Flatten)
-        self.images, self.device = images, network.backend
-        self.functions, self.head, self.levels = self.device.functions, layers[split:], []
-        x = self.device.asarray(images)
-        for layer in layers[:split]:
-            self.levels.append(self._level(layer, x))
-            x = self.levels[-1].output
-        self.logits = self._head(x)
-
-    def _level(self, layer, x):
-        if isinstance(layer, MaxPool2D):
-            y, _ = self.functions.max_pool2d(x, layer.size)
-            return _Level(layer, layer.size, layer.size, x, y, y)
-        size = layer.W.shape[2]
-        size_out = tuple(extent - size + 1 for extent in x.shape[2:])
-        linear = self.functions.conv2d(x, layer.W.data, layer.b.data, size_out, (0, 0), False)
-        return _Level(layer, size, 1, x, linear, self.functions.relu(linear) if layer.relu else linear)
-
-    def _head(self, x):
-        with no_grad():
-            x = Tensor(x)
-            for layer in self.head:
-                x = layer(x)
-        return backend.to_host(x.data)
+    def __init__(self, network: Sequential, images: np.ndarray, chunk: int = 256) -> None:
+        super().__init__(network, images, chunk)
+        self.layers, self.head = _spatial(network)
+        self.packed = [cpu.pack_moved(layer.W.data) if isinstance(layer, Conv2D) else None for layer in self.layers]
+        parts = [_outputs(self.layers, images[start : start + chunk]) for start in range(0, len(images), chunk)]
+        self.outputs = [np.concatenate(of_layer) for of_layer in zip(*parts, strict=True)]
+        self.inputs = np.ascontiguousarray(self.images.transpose(0, 2, 3, 1))
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Logits (M, K), NumPy, of images[chosen], each with one of its pixels set to its entry of values.
+        """As ChangingImages.logits_with, up to the rounding of another order of summation."""
+        starts = range(0, len(chosen), cpu.CHANGED_IMAGES)
+        parts = [slice(start, start + cpu.CHANGED_IMAGES) for start in starts]
+        found = cpu.in_parallel(lambda part: self._logits(chosen[part], pixels[part], values[part], False), parts)
+        return np.concatenate([self.logits[:0], *found])
 
-        chosen, pixels (M,) integers, values (M,): host arrays. Equal to a full forward pass up to the rounding of
-        another summation order. functions.CHANGED_IMAGES are computed at a time.
-        """
-        logits = np.empty((len(chosen), self.logits.shape[1]), self.logits.dtype)
-        places = np.unravel_index(pixels, self.images.shape[1:])
+    def decisions_after(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """As ChangingImages.decisions_after: where the two largest logits are as close as rounding could bring them, a
+        whole pass decides."""
+        logits = self._logits(chosen, pixels, values, True)
+        second, first = np.partition(logits, -2, axis=1)[:, -2:].T if logits.shape[1] > 1 else (-np.inf, logits[:, 0])
+        error = DOUBTFUL * np.finfo(logits.dtype).eps * np.abs(logits).max(axis=1)
+        decisions, doubtful = logits.argmax(axis=1), ~(first - second > error)
+        if doubtful.any():
+            whole = predict(self.network, self.images[chosen[doubtful]], chunk=self.chunk)
+            decisions[doubtful] = whole.argmax(axis=1)
+        return decisions
 
-        def compute(batch):
-            block, members = batch
-            changed = [axis[members] for axis in places]
-            logits[members] = self._block(*block, chosen[members], *changed, values[members])
+    def _logits(self, chosen, pixels, values, keep):
+        """Logits (M, K) after the changes, which with keep are made for good."""
+        image = np.ascontiguousarray(chosen, np.int64)
+        channel, row, column = np.unravel_index(pixels, self.images.shape[1:])
+        change = np.zeros((len(image), 1, 1, self.images.shape[1]), self.images.dtype)
+        change[np.arange(len(image)), 0, 0, channel] = values - self.pixels[image, pixels]
+        if keep:
+            self.pixels[image, pixels] = self.inputs[image, row, column, channel] = values
+        origin, below, relu = np.stack([row, column], axis=1).astype(np.int64), self.inputs, False
+        for layer, packed, y in zip(self.layers, self.packed, self.outputs, strict=True):
+            if packed is None:
+                change = cpu.max_pool2d_moved(y, image, origin, change, below, layer.size, relu, keep)
+                origin, relu = origin // layer.size, False
+            else:
+                size = layer.W.shape[2]
+                change = cpu.conv2d_moved(y, image, origin, change, packed, size, layer.relu, keep)
+                origin, relu = origin - size + 1, layer.relu
+            below = y
+        features = cpu.relu(below[image]) if relu else below[image]
+        if not keep:
+            _add(features, change, origin)
+        return self.head(features)
 
-        self.functions.in_parallel(compute, self._batches(*places[1:]))
-        return logits
 
-    def _batches(self, rows, columns):
-        """Cut the changes into batches of one block each: [((row span, column span), indices of the changes)]."""
-        size = self._block_size(len(rows))
-        height, width = self.images.shape[2:]
-        across = -(-width // size)
-        blocks = rows // size * across + columns // size
-        order = np.argsort(blocks, kind="stable")
-        batches = []
-        for members in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
-            if len(members):
-                row, column = divmod(int(blocks[members[0]]), across)
-                spans = (
-                    _Span(row * size, min(height, (row + 1) * size)),
-                    _Span(column * size, min(width, (column + 1) * size)),
-                )
-                parts = -(-len(members) // self.functions.CHANGED_IMAGES)
-                batches += [(spans, part) for part in np.array_split(members, parts)]
-        return batches
+def _spatial(network: Sequential) -> tuple[Sequence[Any], Any]:
+    """The layers of a network that fits, before its Flatten, and a function from the last one's outputs (N, P, Q, O),
+    after ReLU, to logits (N, K)."""
+    layers = list(network.layers.values())
+    split = next(i for i, layer in enumerate(layers) if type(layer) is Flatten)
 
-    def _block_size(self, changes):
-        """The smallest pooling window, of all pools so far together, whose blocks have more than FEW changes each."""
-        size = 1
-        for level in self.levels:
-            if level.stride > 1 and (size == 1 or changes * size**2 < FEW * math.prod(self.images.shape[2:])):
-                size *= level.stride
-        return size
+    def head(features):
+        x = Tensor(features.transpose(0, 3, 1, 2))
+        with no_grad():
+            for layer in layers[split:]:
+                x = layer(x)
+        return x.data
 
-    def _block(self, rows, columns, chosen, channels, changed_rows, changed_columns, values):
-        """Logits (M, K) of images[chosen], whose block (rows, columns) has one pixel replaced."""
-        patch = self.images[chosen, :, rows.slice(), columns.slice()]
-        patch[np.arange(len(chosen)), channels, changed_rows - rows.first, changed_columns - columns.first] = values
-        patch, images = self.device.asarray(patch), self.device.asarray(chosen)
-        for level in self.levels:
-            rows_out, columns_out = (
-                span.outputs(level.size, level.stride, extent)
-                for span, extent in zip((rows, columns), level.output.shape[2:], strict=True)
-            )
-            if not rows_out.length or not columns_out.length:
-                return self.logits[chosen]
-            step = self._pool if isinstance(level.layer, MaxPool2D) else self._convolve
-            patch = step(level, patch, images, rows, columns, rows_out, columns_out)
-            rows, columns = rows_out, columns_out
-        full = self.functions.take_images(self.levels[-1].output, images)
-        full[:, :, rows.slice(), columns.slice()] = patch
-        return self._head(full)
+    return layers[:split], head
 
-    def _convolve(self, level, patch, images, rows, columns, rows_out, columns_out):
-        """Outputs (M, O, rows_out, columns_out) of a convolution whose inputs (rows, columns) are `patch`."""
-        take, layer = self.functions.take_images, level.layer
-        change = patch - take(level.input[:, :, rows.slice(), columns.slice()], images)
-        offset = rows.first - rows_out.first, columns.first - columns_out.first
-        size_out = rows_out.length, columns_out.length
-        y = self.functions.conv2d(change, layer.W.data, None, size_out, offset, False)
-        y += take(level.linear[:, :, rows_out.slice(), columns_out.slice()], images)
-        return self.functions.relu(y) if layer.relu else y
 
-    def _pool(self, level, patch, images, rows, columns, rows_out, columns_out):
-        """Outputs (M, C, rows_out, columns_out) of a max-pool whose inputs (rows, columns) are `patch`."""
-        window_rows, window_columns = (span.inputs(level.size, level.stride) for span in (rows_out, columns_out))
-        window = self.functions.take_images(level.input[:, :, window_rows.slice(), window_columns.slice()], images)
-        seen_rows, seen_columns = rows & window_rows, columns & window_columns
-        window[:, :, seen_rows.slice(window_rows.first), seen_columns.slice(window_columns.first)] = patch[
-            :, :, seen_rows.slice(rows.first), seen_columns.slice(columns.first)
-        ]
-        return self.functions.max_pool2d(window, level.size)[0]
+def _outputs(layers, images):
+    """Of every layer the outputs before ReLU, (N, P, Q, O)."""
+    x, found = images, []
+    for layer in layers:
+        if isinstance(layer, Conv2D):
+            size_out = tuple(extent - layer.W.shape[2] + 1 for extent in x.shape[2:])
+            y = cpu.conv2d(x, layer.W.data, layer.b.data, size_out, (0, 0), False)
+            x = cpu.relu(y) if layer.relu else y
+        else:
+            x = y = cpu.max_pool2d(x, layer.size)[0]
+        found.append(np.ascontiguousarray(y.transpose(0, 2, 3, 1)))
+    return found
+
+
+def _add(x, change, origin):
+    """x (M, P, Q, O) += change (M, edge, edge, O), which begins at origin (M, 2), where that is inside."""
+    places = origin[:, :, None] + np.arange(change.shape[1])  # rows and columns, (M, 2, edge)
+    inside = (places >= 0) & (places < np.array(x.shape[1:3])[:, None])
+    m, i, j = np.nonzero(inside[:, 0, :, None] & inside[:, 1, None, :])
+    x[m, places[m, 0, i], places[m, 1, j]] += change[m, i, j]
+
+
+def _bytes_kept(network, image):
+    """By ChangedInPart of one image."""
+    x, kept = Tensor(image), image.nbytes
+    with no_grad():
+        for layer in _spatial(network)[0]:
+            x = layer(x)
+            kept += math.prod(x.shape) * image.itemsize
+    return kept

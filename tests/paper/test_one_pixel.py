@@ -1,7 +1,11 @@
-"""Single-pixel changes, recomputed in part, against full forward passes; attacks choose the same moves by both.
+"""Changes of single pixels, tried or made for good, recomputed in part, against whole passes; attacks are the same by
+both.
 
-A network within a Sequential is the same function, of a form that OnePixel does not fit: its attacks take full passes.
+A network within a Sequential is the same function, of a form that ChangedInPart does not fit: its attacks take whole
+passes.
 """
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from minicnn import Tensor, cpu
 from minicnn.layers import Conv2D, Dense, Flatten, MaxPool2D, Sequential
 from minicnn.paper import attacks, one_pixel
 from minicnn.paper.networks import paper_cnn
-from minicnn.paper.one_pixel import FullPasses, OnePixel, one_pixel_changes
+from minicnn.paper.one_pixel import ChangedInPart, ChangingImages, changing_images
 from minicnn.training import predict
 from tests.conftest import colour_cnn, dense_network, small_cnn
 
@@ -43,11 +47,6 @@ def noise(*shape):
     return np.random.default_rng(0).random(shape)
 
 
-@pytest.fixture(params=[0, one_pixel.FEW, 10**6], ids=["small blocks", "as it comes", "large blocks"])
-def blocks(request, monkeypatch):
-    monkeypatch.setattr(one_pixel, "FEW", request.param)
-
-
 def worst_error(changes, network, images, pixels, seed=2):
     """The largest relative difference to full forward passes, and how far the changes move the logits."""
     rng = np.random.default_rng(seed)
@@ -64,21 +63,21 @@ def worst_error(changes, network, images, pixels, seed=2):
     return error.max(), np.abs(expected - unchanged[chosen]).max(axis=1)
 
 
-def test_one_pixel_at_every_border_and_corner_of_the_paper_s_network(blocks):
+def test_one_pixel_at_every_border_and_corner_of_the_paper_s_network():
     images, network = noise(3, 1, 28, 28), biased(paper_cnn(dtype=np.float64))
     edges = np.array([0, 1, 2, 3, 13, 24, 25, 26, 27])
     pixels = (28 * edges[:, None] + edges).ravel()
-    worst, moved = worst_error(OnePixel(network, images), network, images, pixels)
+    worst, moved = worst_error(ChangedInPart(network, images), network, images, pixels)
     assert worst < 1e-12 and np.median(moved) > 1e-4
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_one_pixel_everywhere_where_pools_drop_a_remainder(blocks, channels):
+def test_one_pixel_everywhere_where_pools_drop_a_remainder(channels):
     images, network = noise(4, channels, 13, 12), odd_network(channels)
-    worst, moved = worst_error(OnePixel(network, images), network, images, np.arange(channels * 13 * 12))
+    worst, moved = worst_error(ChangedInPart(network, images), network, images, np.arange(channels * 13 * 12))
     assert worst < 1e-12 and (moved > 1e-3).mean() > 0.2
     last = np.array([channels * 13 * 12 - 1] * 2)
-    candidates = OnePixel(network, images)
+    candidates = ChangedInPart(network, images)
     unchanged = candidates.logits_with(np.array([2, 0]), last, np.ones(2))
     assert np.abs(unchanged - candidates.logits[[2, 0]]).max() < 1e-14
 
@@ -92,8 +91,8 @@ def test_one_pixel_everywhere_where_pools_drop_a_remainder(blocks, channels):
 def test_one_pixel_and_full_passes_hold_few_changes_at_a_time_and_lose_none(monkeypatch, network, shape, order):
     monkeypatch.setattr(cpu, "CHANGED_IMAGES", 5)
     images = np.array(noise(4, *shape), order=order)
-    for changes in OnePixel, FullPasses:
-        if changes is FullPasses or OnePixel.fits(network):
+    for changes in ChangedInPart, ChangingImages:
+        if changes is ChangingImages or ChangedInPart.fits(network):
             worst, moved = worst_error(changes(network, images), network, images, np.arange(images[0].size))
             assert worst < 1e-12 and moved.max() > 1e-3
 
@@ -104,25 +103,17 @@ def test_one_pixel_gives_the_same_bits_with_any_number_of_threads():
     found, before = [], cpu.threads()
     for threads in (1, 2, 3):
         cpu.set_threads(threads)
-        candidates = OnePixel(biased(paper_cnn()), images)
+        candidates = ChangedInPart(biased(paper_cnn()), images)
         found.append(candidates.logits_with(chosen, pixels, np.ones(len(chosen), np.float32)))
     cpu.set_threads(before)
     assert all(np.array_equal(logits, found[0]) for logits in found)
 
 
-def test_one_pixel_changes_of_one_image_leave_the_others_alone(blocks):
-    candidates, pixel = OnePixel(odd_network(), noise(3, 3, 13, 12)), np.array([5 * 12 + 5])
+def test_one_pixel_changes_of_one_image_leave_the_others_alone():
+    candidates, pixel = ChangedInPart(odd_network(), noise(3, 3, 13, 12)), np.array([5 * 12 + 5])
     first = candidates.logits_with(np.array([1]), pixel, np.array([1.0]))
     candidates.logits_with(np.array([0, 1, 2]), np.repeat(pixel + 1, 3), np.zeros(3))
     assert np.array_equal(candidates.logits_with(np.array([1]), pixel, np.array([1.0])), first)
-
-
-def test_one_pixel_on_every_backend_gives_the_numbers_of_the_cpu(device):
-    images, rng = noise(3, 3, 13, 12), np.random.default_rng(1)
-    chosen, pixels = np.divmod(np.arange(3 * 3 * 13 * 12), 3 * 13 * 12)
-    changes = chosen, pixels, rng.random(len(chosen))
-    here, there = (OnePixel(odd_network().to(name), images).logits_with(*changes) for name in ("cpu", device.name))
-    assert isinstance(there, np.ndarray) and np.allclose(there, here, rtol=1e-12, atol=1e-14)
 
 
 def oblong_network():
@@ -149,8 +140,8 @@ def oblong_network():
 )
 def test_one_pixel_changes_takes_the_shortcut_where_it_fits(network, shape, fits):
     images = noise(2, *shape).astype(np.float32)
-    changes = one_pixel_changes(network, images)
-    assert OnePixel.fits(network) == fits and type(changes) is (OnePixel if fits else FullPasses)
+    changes = changing_images(network, images)
+    assert ChangedInPart.fits(network) == fits and type(changes) is (ChangedInPart if fits else ChangingImages)
     assert np.array_equal(changes.logits, predict(network, images))
     assert changes.logits_with(np.zeros(0, int), np.zeros(0, int), np.zeros(0)).shape == (0, changes.logits.shape[1])
 
@@ -203,3 +194,147 @@ def test_one_pixel_float32_choices_differ_only_between_scores_within_rounding(ar
     assert np.all(np.abs(chosen - best) <= rounding)
     same = choice == full_choice
     assert np.array_equal(kinds[rows, choice][same], full_kinds[rows, full_choice][same])
+
+
+# Made for good
+
+
+def other_network(dtype=np.float64):
+    """A pool first, two of them in a row, filters of 5 and of 1, a convolution last."""
+    shared = {"rng": np.random.default_rng(3), "dtype": dtype}
+    network = Sequential(
+        pool1=MaxPool2D(2),
+        conv1=Conv2D(2, 3, 5, relu=False, **shared),
+        pool2=MaxPool2D(2),
+        pool3=MaxPool2D(2),
+        conv2=Conv2D(3, 40, 1, **shared),
+        flatten=Flatten(),
+        dense=Dense(40 * 9, 4, **shared),
+    )
+    return biased(network)
+
+
+NETWORKS = {
+    "paper's": (biased(paper_cnn(dtype=np.float64)), (1, 28, 28)),
+    "odd": (odd_network(), (3, 13, 12)),
+    "other": (other_network(), (2, 33, 32)),
+}
+each_network = pytest.mark.parametrize(("network", "shape"), NETWORKS.values(), ids=NETWORKS)
+
+
+def moved_at_random(images, rounds, seed=4):
+    """chosen, pixels, values of each round; some images rest."""
+    rng = np.random.default_rng(seed)
+    for _ in range(rounds):
+        chosen = np.flatnonzero(rng.random(len(images)) < 0.7)
+        yield chosen, rng.integers(0, images[0].size, len(chosen)), rng.random(len(chosen)).astype(images.dtype)
+
+
+@each_network
+def test_moved_in_part_has_the_logits_of_a_whole_pass_after_many_moves(network, shape):
+    images = noise(7, *shape)
+    before, whole, part = images.copy(), images.copy(), changing_images(network, images, chunk=3)
+    assert type(part) is ChangedInPart
+    far = 0
+    for chosen, pixels, values in moved_at_random(images, 60):
+        tried = part.logits_with(chosen, pixels, values)
+        whole.reshape(len(whole), -1)[chosen, pixels] = values
+        assert np.abs(tried - predict(network, whole[chosen])).max(initial=0) < 1e-12
+        expected = predict(network, whole[chosen])
+        assert np.abs(part._logits(chosen, pixels, values, True) - expected).max(initial=0) < 1e-12
+        far = max(far, np.abs(expected - predict(network, before[chosen])).max(initial=0))
+    assert far > 1e-3 and np.array_equal(images, before) and np.array_equal(part.images, whole)
+
+
+@each_network
+def test_moved_in_part_at_every_pixel(network, shape):
+    images = noise(1, *shape)
+    part, whole = ChangedInPart(network, images), images.copy()
+    for pixel in range(images.size):
+        whole.reshape(-1)[pixel] = 1 - whole.reshape(-1)[pixel]
+        logits = part._logits(np.array([0]), np.array([pixel]), whole.reshape(-1)[pixel : pixel + 1], True)
+        if pixel % 7 == 0:
+            assert np.abs(logits - predict(network, whole)).max() < 1e-11
+
+
+def test_moved_images_of_any_network_and_backend(device):
+    for network, shape in ((colour_cnn(), (3, 32, 32)), (dense_network(), (12,)), (small_cnn(), (1, 8, 8))):
+        network, images = network.to(device.name), noise(4, *shape).astype(np.float32)
+        moving, whole = changing_images(network, images), images.copy()
+        assert (type(moving) is ChangedInPart) == (device.name == "cpu" and len(shape) == 3 and shape[0] == 1)
+        for chosen, pixels, values in moved_at_random(images, 4):
+            whole.reshape(len(whole), -1)[chosen, pixels] = values
+            assert np.array_equal(
+                moving.decisions_after(chosen, pixels, values), predict(network, whole[chosen]).argmax(axis=1)
+            )
+
+
+def test_moved_images_that_do_not_fit_into_memory_take_whole_passes(monkeypatch):
+    images = noise(3, 1, 8, 8).astype(np.float32)
+    kept = 4 * (8 * 8 + 4 * (6 * 6 + 3 * 3))  # bytes of an image in small_cnn, with its conv1 and pool1
+    monkeypatch.setattr(one_pixel, "MOST_BYTES", 3 * kept)
+    assert type(changing_images(small_cnn(), images)) is ChangedInPart
+    monkeypatch.setattr(one_pixel, "MOST_BYTES", 3 * kept - 1)
+    assert type(changing_images(small_cnn(), images)) is ChangingImages
+    assert type(changing_images(small_cnn(), images[:0])) is ChangingImages
+
+
+def test_moved_in_part_asks_a_whole_pass_where_two_classes_are_close(monkeypatch):
+    """Two classes of the same weights: which of them is first is decided by the last bit, and so by a whole pass."""
+    network, images = small_cnn(), noise(20, 1, 8, 8).astype(np.float32)
+    weights = network.layers["dense2"].W.data
+    weights[:, 1] = weights[:, 0] * np.float32(1 + 1e-6)
+    network.layers["dense2"].b.data[:] = 5, 5, 0
+    part, whole, asked = ChangedInPart(network, images), images.copy(), []
+    clear = ChangedInPart(small_cnn(), images)
+    monkeypatch.setattr(one_pixel, "predict", lambda network, x, chunk: asked.append(len(x)) or predict(network, x))
+    for chosen, pixels, values in moved_at_random(images, 10):
+        whole.reshape(len(whole), -1)[chosen, pixels] = values
+        found = part.decisions_after(chosen, pixels, values)
+        assert np.array_equal(found, predict(network, whole[chosen]).argmax(axis=1))
+    assert sum(asked) > 50
+    asked.clear()
+    clear.decisions_after(*next(moved_at_random(images, 1)))
+    assert sum(asked) < 3
+
+
+def test_moved_in_part_leaves_a_logit_that_is_no_number_to_a_whole_pass():
+    network, images = small_cnn(), noise(2, 1, 8, 8).astype(np.float32)
+    part = ChangedInPart(network, images)
+    found = part.decisions_after(np.array([0, 1]), np.array([9, 9]), np.array([np.inf, 1], np.float32))
+    images.reshape(2, -1)[:, 9] = np.inf, 1
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(found, predict(network, images).argmax(axis=1))
+
+
+def test_moved_in_part_has_the_same_bits_with_any_number_of_threads_and_any_neighbours():
+    network, images, found = biased(paper_cnn()), noise(9, 1, 28, 28).astype(np.float32), []
+    changes, before = list(moved_at_random(images, 5)), cpu.threads()
+    try:
+        for threads in (1, 2, 3):
+            cpu.set_threads(threads)
+            part = ChangedInPart(network, images)
+            found.append([part._logits(*change, True) for change in changes])
+    finally:
+        cpu.set_threads(before)
+    assert all(np.array_equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
+    for image in range(len(images)):
+        alone = ChangedInPart(network, images[image : image + 1])
+        for (chosen, pixels, values), logits in zip(changes, found[0], strict=True):
+            for i in np.flatnonzero(chosen == image):
+                change = np.array([0]), pixels[i : i + 1], values[i : i + 1]
+                assert np.array_equal(alone._logits(*change, True)[0], logits[i])
+
+
+@pytest.mark.parametrize("algorithm", [*attacks.ALGORITHMS, *attacks.STRONGER])
+@pytest.mark.parametrize("network", ["small", "odd"])
+def test_attack_is_the_same_by_whole_passes(monkeypatch, algorithm, network):
+    network, shape = {"small": (small_cnn(), (1, 8, 8)), "odd": (odd_network(dtype=np.float32), (3, 13, 12))}[network]
+    images = noise(12, *shape).astype(np.float32)
+    labels, setting = predict(network, images).argmax(axis=1), attacks.Setting(limit=15)
+    in_part = attacks.attack(network, images, labels, algorithm, setting)
+    monkeypatch.setattr(one_pixel, "MOST_BYTES", 0)
+    whole = attacks.attack(network, images, labels, algorithm, setting)
+    for name, values in dataclasses.asdict(in_part).items():
+        assert np.array_equal(values, getattr(whole, name)), name
+    assert in_part.succeeded.any()
