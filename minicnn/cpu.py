@@ -33,7 +33,6 @@ Size = tuple[int, ...]  # rows, columns
 Step = Any  # a number, or an array of one
 
 CHANGED_IMAGES = 256  # of one_pixel.py at a time: fewer cost more calls, more leave the cache
-WINDOWS_PAY = True  # one_pixel.py recomputes less, by more calls
 
 
 def flushes_denormals() -> bool:

@@ -280,7 +280,6 @@ class Cuda:
     """
 
     CHANGED_IMAGES = 4096  # of one_pixel.py at a time: fewer would leave most of a large GPU idle
-    WINDOWS_PAY = False
 
     def __init__(self, xp: Any, loader: Loader) -> None:
         self.xp, self._loader, self._folder = xp, loader, kernel_folder()

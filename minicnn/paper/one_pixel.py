@@ -33,7 +33,7 @@ def changing_images(network: Layer, images: np.ndarray, chunk: int = 256) -> Cha
 
     images: a host array of the network's dtype, which stays as it is; chunk: images in a pass at a time.
     """
-    if network.backend.functions.WINDOWS_PAY and ChangedInPart.fits(network) and len(images):
+    if network.device == "cpu" and ChangedInPart.fits(network) and len(images):
         if len(images) * _bytes_kept(network, images[:1]) <= MOST_BYTES:
             return ChangedInPart(network, images, chunk)
     return ChangingImages(network, images, chunk)
