@@ -101,6 +101,7 @@ def launch_c_kernels(defect=None):
             y = cpu.dense(x, w, b, True)
             cpu.dense_input_grad(y, w), cpu.dense_weight_grad(x, y), cpu.dropout(x, 0.5, 1, 2, 3)
             cpu.nesterov_step(w, w.copy(), w.copy(), 0.1, 0.5, 0.01)
+            _move(dtype, keep=False), _move(dtype, keep=True)
 
 
 def _convolve_and_pool(dtype, images, channels, filters, size, offset):
@@ -111,6 +112,14 @@ def _convolve_and_pool(dtype, images, channels, filters, size, offset):
     pooled, winner = cpu.max_pool2d(y, 2)
     for ties in ("first", "all"):
         cpu.max_pool2d_grad(pooled, y, pooled, winner, 2, ties)
+
+
+def _move(dtype, keep):
+    """Changes at each corner and in the middle, the last image at the last pixel."""
+    image, origin = np.arange(300), np.array([(0, 0), (0, 7), (8, 0), (4, 3), (8, 7)] * 60)
+    y, d, w = np.ones((300, 7, 6, 33), dtype), np.ones((300, 1, 1, 2), dtype), np.ones((33, 2, 3, 3), dtype)
+    e = cpu.conv2d_moved(y, image, origin, d, cpu.pack_moved(w), 3, True, keep)
+    cpu.max_pool2d_moved(np.ones((300, 3, 3, 33), dtype), image, origin - 2, e, y, 2, True, keep)
 
 
 class Defect(NamedTuple):
@@ -140,6 +149,17 @@ C_DEFECTS = {
     ),
     "a block beyond the windows": Defect(
         "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW
+    ),
+    "a change below the outputs": Defect(
+        "moved.c", "r < smaller(to, s->P - top); ++r) {", "r < to; ++r) {", "address", OVERFLOW
+    ),
+    "an image of the next thread": Defect("moved.c", "m < last;", "m < last + (first == 0);", "thread", RACE),
+    "sums that all threads share": Defect(
+        "moved.c",
+        "REAL *const padded = calloc(s->edge * pitch, sizeof(REAL)), sums[COLUMNS * PAIR];",
+        "REAL *const padded = calloc(s->edge * pitch, sizeof(REAL)); static REAL sums[COLUMNS * PAIR];",
+        "thread",
+        RACE,
     ),
     "a row of the next thread": Defect("conv2d.c", "p < last;", "p <= last && p < s->P;", "thread", RACE),
     "scratch that all threads share": Defect(
