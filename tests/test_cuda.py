@@ -424,6 +424,11 @@ def test_nvrtc_gets_a_source_whose_errors_point_into_the_file():
         assert source == f'#line 1 "{file.as_posix()}"\n{file.read_text()}' and f"-I{file.parent.as_posix()}" in options
 
 
+def test_name_expressions_are_all_instances_of_a_file():
+    assert cuda.name_expressions("relu.cu") == ("relu<float>", "relu<double>", "relu_grad<float>", "relu_grad<double>")
+    assert all(cuda.name_expressions(file) for file in cuda.KERNELS)
+
+
 def simulated_compiler(compiled, capability="90", version=(13, 0)):
     """CuPy as far as CupyLoader needs it. What is to be compiled is put down in a list, and so is what is loaded."""
 

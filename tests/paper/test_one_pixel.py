@@ -263,7 +263,10 @@ def test_moved_images_of_any_network_and_backend(device):
         moving, whole = changing_images(network, images), images.copy()
         assert (type(moving) is ChangedInPart) == (device.name == "cpu" and len(shape) == 3 and shape[0] == 1)
         for chosen, pixels, values in moved_at_random(images, 4):
+            tried = moving.logits_with(chosen, pixels, values)
             whole.reshape(len(whole), -1)[chosen, pixels] = values
+            assert isinstance(tried, np.ndarray)
+            np.testing.assert_allclose(tried, predict(network, whole[chosen]), rtol=1e-5, atol=1e-5)
             assert np.array_equal(
                 moving.decisions_after(chosen, pixels, values), predict(network, whole[chosen]).argmax(axis=1)
             )
