@@ -15,18 +15,19 @@ PAPER = (
 EPOCHS = 50  # of training, in the paper
 THEIRS = "the author's "  # what the names of his networks begin with
 WHERE = {"replay": "exact", "sweep": "why", "adversarial_samples": "digit"}  # experiments, and whose sections they are
+IN_TEXT = ("arithmetics", "control", "stronger_attacks")  # parts of experiments.masking; the others are tables' company
 
 
 def article(results, measured, rows, rates, pictures, folder, studied=()):
     """What report.write takes: title, Sections, footer.
 
     results: what is written as results.json; measured, rows: of claims; rates: name of a network -> of what -> Rate;
-    pictures: name -> Picture; studied: Sections of experiments.masking. Beside these it shows what other experiments
-    have left in the folder. Of every section the text, up to the last picture, stands in its place, and what follows
-    among the tables.
+    pictures: name -> Picture; studied: heading -> part of experiments.masking -> its Section, first of these networks,
+    then of others. Beside these it shows what other experiments have left in the folder. Of every section the text, up
+    to its first picture, stands in its place, and what follows among the tables.
     """
-    trained_at = f"T = {results['temperature']:g}"
-    others = {where: [] for where in WHERE.values()} | {"why": list(studied)}
+    trained_at, studied = f"T = {results['temperature']:g}", dict(studied)
+    others = {where: [] for where in WHERE.values()}
     for name, section in beside(folder, results["dataset"]):
         others[WHERE[name]].append(section)
 
@@ -37,36 +38,33 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
         Section("The finding", Parts([finding(measured.factor, rates, trained_at), *shown("finding")])),
         Section("The claim", Parts(claim(trained_at))),
         Section("The method", Parts([method(results)])),
-        Section("What is exact", Parts([*exactness(rates, rows.appendix_a), *shown(*of_arithmetics("author_"))])),
+        Section("What is exact", Parts(exactness(rates, rows.appendix_a))),
         *brief(others["exact"]),
         Section("The result", Parts(result(rows, trained_at, shown))),
-        Section(
-            "Why",
-            Parts(
-                [
-                    *reason(results, rows.gradient, trained_at),
-                    *shown(*(f"saliency_{name}" for name in PAPER_NETWORKS), *of_arithmetics("temperature_")),
-                ]
-            ),
-        ),
+        Section("Why", Parts(reason(results, rows.gradient, trained_at))),
+        *in_text(studied),
         *brief(others["why"]),
         *brief(others["digit"], level=2),
         Section("Limits", Parts([limits(results, bool(studied))])),
     ]
+    samples = Parts(shown(*(name for prefix in ("", "temperature_", "author_") for name in of_arithmetics(prefix))))
+    maps = Parts(shown(*(f"saliency_{name}" for name in PAPER_NETWORKS)))
     tables = [
         ("The paper's claims, one by one", Parts([claims.as_table(rows)])),
         ("The networks, over their seeds", Parts([means(rates), *shown(*results["runs"][0]["networks"])])),
+        *((heading, found) for heading, found in (("Figures 1 and 2", samples), ("Saliency maps", maps)) if found),
+        *among_tables(studied),
         *((s.heading, rest(s)) for sections in others.values() for s in sections if rest(s)),
     ]
     after = [
-        Section("Tables", Parts()),
+        Section("Figures and tables", Parts()),
         *(Section(*table, level=3, folded=True) for table in tables),
         Section("Settings", Parts([settings(results)])),
     ]
     machine = results["machine"]
     footer = (
         f"{results['command']}, {results['date']}, minicnn {results['versions']['minicnn']}, {machine['processor']}, "
-        f"{machine['cores']} cores, {machine['device']}"
+        f"{machine['cores']} cores, {machine.get('gpu', machine['device'])}"
     )
     return f"Temperature and robustness on {results['dataset']}: the paper beside the truth", main + after, footer
 
@@ -106,8 +104,8 @@ def of_arithmetics(prefix):
 
 
 def split(section):
-    """Where the pictures of a Section end: what follows them goes to the tables."""
-    return max((i + 1 for i, part in enumerate(section.parts) if isinstance(part, Picture)), default=0)
+    """Where the first picture of a Section ends: what follows it goes to the tables."""
+    return next((i + 1 for i, part in enumerate(section.parts) if isinstance(part, Picture)), 0)
 
 
 def brief(sections, level=3):
@@ -117,6 +115,24 @@ def brief(sections, level=3):
 
 def rest(section):
     return Parts(section.parts[split(section) :])
+
+
+def in_text(studied):
+    """The Section of what `studied` has of these networks, and in a sentence of others; none where it is empty."""
+    for heading, ours in list(studied.items())[:1]:
+        parts = Parts()
+        for name in (part for part in IN_TEXT if part in ours):
+            sentence, picture, *_ = ours[name].parts
+            theirs = ((whose, found[name].parts[0]) for whose, found in studied.items() if whose != heading)
+            parts += [sentence, *(f"{whose}: {told[0].lower()}{told[1:]}" for whose, told in theirs), picture]
+        yield Section(heading, parts, level=3)
+
+
+def among_tables(studied):
+    """(heading, Parts) of what is not in_text."""
+    for i, (heading, parts) in enumerate(studied.items()):
+        for name, section in parts.items():
+            yield f"{heading}: {section.heading}", rest(section) if i == 0 and name in IN_TEXT else section.parts
 
 
 def finding(factor, rates, trained_at):
@@ -183,7 +199,6 @@ def result(told, trained_at, shown):
     yield from shown("success")
     yield "Against the standard network, beside what the paper says:"
     yield [f"{row.claim}. Paper: {row.paper}; plain: {row.plain}; scaled: {row.scaled}" for row in standard]
-    yield from shown(*of_arithmetics(""))
     yield (
         f"Temperature or distillation? Under Algorithm 1 {told.distillation.plain} in plain arithmetic, "
         f"{told.distillation.scaled} in scaled. {told.distillation.verdict}"
@@ -214,7 +229,8 @@ def limits(results, stronger):
     seeds, images = len(results["runs"]), results["setting"]["images"]
     epochs = max(n for run in results["runs"] for n in run["epochs"].values())
     found = [
-        f"{seeds} seeds of each network: what is said of training rests on {seeds} differences."
+        f"{seeds} seeds of each network: what is said of training rests on {seeds} differences, and only what is large "
+        "beside their spread is significant."
         if seeds > 1
         else "One seed: what is said of networks is true of these, not of a way of training.",
         "Algorithms 1 to 3 follow one map of the unchanged image. Their success is a lower bound of what can be found"
@@ -253,6 +269,6 @@ def settings(results):
         f"Test images: {counts}. The denominator of success rates: {common.DENOMINATORS[results['denominator']]}.",
         "Two networks or attacks are compared on the images that count for both, by McNemar's exact test; two ways of "
         "training by Student's t of the differences of their seeds, where there are several. All p are adjusted for "
-        f"the {compared} comparisons of the table of claims (Holm). Intervals are 95 %: Wilson's of a rate, Newcombe's "
-        "of a difference, Bonett and Price's of a factor.",
+        f"the {compared} comparisons of the table of claims (Holm). Intervals are 95 %: Wilson's of a rate, wider by "
+        "as much as its seeds differ more than samples do, Newcombe's of a difference, Bonett and Price's of a factor.",
     ]

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import textwrap
@@ -58,8 +59,9 @@ DATASET_DEFAULTS = {
     "digits": {"batch": 32, "epochs": 25, "images": 297, "learning_rate": 0.1, "distilled_rate": 0.1},
 }
 
-# Attacks that are no specification of the one loop, and how many images they do in some ten seconds.
+# Attacks that are no specification of the one loop, and how many images two cores do in some ten seconds.
 SEARCHES = {"jsma": 50, "sparse-rs": 200}
+GPU_IMAGES = 20  # times as many, which a GPU does in that time
 ATTACKS = (*attacks.ALGORITHMS, *attacks.STRONGER, *SEARCHES)
 
 # The denominators of success rates.
@@ -532,20 +534,18 @@ def setting(options, arithmetic="scaled"):
     )
 
 
-def images_a_part(algorithm, setting, device):
-    """How many images an attack does in some ten seconds of two cores, or of a GPU: what a kill loses at most."""
+def images_a_part(algorithm, setting):
+    """How many images an attack does in some ten seconds of two cores: what a kill loses at most."""
     images = {"gradient": 500, "margin": 500, "loss difference": 200}[algorithm.score]
-    if algorithm.refresh:
-        images = 2 * images // setting.limit
-    return max(1, images) * (1 if device == "cpu" else 20)
+    return max(1, 2 * images // setting.limit if algorithm.refresh else images)
 
 
 def attack(network, images, labels, algorithm, setting, store, label="", part=None, seed=0):
     """An attack in parts of images that are kept in the store. Returns the AttackResult of all, the same for parts of
     any size.
 
-    network: a paper_cnn. algorithm: one of ATTACKS, or an Algorithm. label: what the progress begins with. part: images
-    in a part, by default what a kill may lose. seed: of sparse-rs.
+    network: a paper_cnn. algorithm: one of ATTACKS, or an Algorithm. label: what the progress begins with. part: as for
+    in_parts, by default what a kill may lose. seed: of sparse-rs.
     """
     title = f"Algorithm {algorithm}, {setting.arithmetic}" if algorithm in attacks.ALGORITHMS else algorithm
     if algorithm in SEARCHES:
@@ -556,7 +556,7 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
             title = f"Algorithm of {algorithm.score}s, {setting.arithmetic}"
         else:
             algorithm = (attacks.ALGORITHMS | attacks.STRONGER)[algorithm]
-        about, part = vars(algorithm), part or images_a_part(algorithm, setting, network.device)
+        about, part = vars(algorithm), part or images_a_part(algorithm, setting)
 
     def compute(x, y, tell):
         def on_move(move, limit, active):
@@ -576,12 +576,13 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
 
 def in_parts(store, label, network, sample, key, compute, part):
     """What compute(images, labels, tell) gives for a sample, a dict of arrays over the images and of numbers, which add
-    up; the store keeps `part` images at a time.
+    up; the store keeps `part` images at a time, on a GPU GPU_IMAGES times as many.
 
     label: what the progress is called; tell(done, note): progress within a part; key: what the result depends on
     beside network and sample.
     """
     images, labels = sample
+    part *= 1 if network.device == "cpu" else GPU_IMAGES
     key, progress, parts = network_key(network) | key, Progress(label, len(images)), []
     for start in range(0, len(images), part):
         x, y = images[start : start + part], labels[start : start + part]
@@ -631,7 +632,8 @@ def _processor_name():
 
 
 def write_json(path, results):
-    """Write results (dicts, lists, numbers, arrays) as JSON, atomically; numbers that are not finite become null."""
+    """Write results (dicts, lists, numbers, arrays) as JSON, atomically: a list of numbers in a line, null for numbers
+    that are not finite."""
 
     def plain(value):
         if isinstance(value, dict):
@@ -642,7 +644,9 @@ def write_json(path, results):
             return plain(value.tolist())
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    write_atomically(path, (json.dumps(plain(results), indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(plain(results), indent=1, allow_nan=False)
+    text = re.sub(r'\[\n[^][{}"]+\]', lambda numbers: " ".join(numbers[0].split()), text)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def tell_replaced(path, **told):

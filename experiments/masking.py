@@ -301,7 +301,7 @@ NOTE = (
 
 
 @part(
-    "6. Stronger attacks",
+    "6. Stronger attacks, success against moves",
     functools.partial(describe_curves, shown=BUDGETS, note=NOTE),
     functools.partial(draw_curves, names=DRAWN),
 )

@@ -264,7 +264,7 @@ def draw(folder, sample, networks, histories, their_networks, runs, plan, enviro
     figures.draw_rates(folder / "success.png", panels, names)
     captions = {
         "finding": "The same network, image and attack, plain and scaled float32; red: the pixels that were changed.",
-        "success": "Success of Algorithms 1 and 3; whiskers are Wilson 95 % intervals.",
+        "success": "Success of Algorithms 1 and 3; whiskers are 95 % intervals.",
     }
     images, labels = sample.images[:FIGURE_IMAGES], sample.labels[:FIGURE_IMAGES]
     attacked = {
@@ -325,13 +325,12 @@ def masking_networks(networks, dataset, protocol, trained, folder, ties):
 
 def study_masking(studied, dataset, told):
     """experiments.masking on each of `studied`, heading -> (networks, folder of its pictures); told: masking.Study.
-    Returns heading -> part -> figures, and the Sections that show them."""
-    results, sections = {}, []
+    Returns heading -> part -> figures, and heading -> part -> the Section that shows them."""
+    results, sections = {}, {}
     for heading, (networks, folder) in studied.items():
         found = dict(masking.study(masking.PARTS, networks, dataset, told, folder))
         results[heading] = masking.without_images(found)
-        shown = [masking.section(part, part_figures, folder) for part, part_figures in found.items()]
-        sections += [part._replace(heading=f"{heading}: {part.heading}") for part in shown]
+        sections[heading] = {part: masking.section(part, figures, folder) for part, figures in found.items()}
     return results, sections
 
 

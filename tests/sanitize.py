@@ -41,8 +41,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def library(sanitizer):
     """The path of the compiler's sanitizer library, None where it is not installed."""
-    command = [emulator.COMPILER, f"-print-file-name={LIBRARIES[sanitizer]}"]
-    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    found = emulator.run_tool(emulator.COMPILER, f"-print-file-name={LIBRARIES[sanitizer]}")
+    found.check_returncode()
+    path = found.stdout.strip()
     return path if os.path.isabs(path) and os.path.exists(path) else None
 
 
@@ -66,7 +67,7 @@ def run(sanitizer, *arguments, **options):
     environment = os.environ | {
         "LD_PRELOAD": library(sanitizer),
         "CUDA_ON_CPU_SANITIZE": sanitizer,
-        "CC": " ".join([os.environ.get("CC", "gcc"), *C_FLAGS[sanitizer]]),
+        "CC": " ".join(["env -u LD_PRELOAD", os.environ.get("CC", "gcc"), *C_FLAGS[sanitizer]]),
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",

@@ -391,13 +391,13 @@ def test_load_builds_again_after_a_change_of_a_header(tmp_path):
 
 def test_load_does_not_build_twice(monkeypatch):
     emulator.load(PLANTED, TEMPLATES)
-    run_tool = emulator._run_tool
+    run_tool = emulator.run_tool
 
     def only_the_symbol_table(tool, *arguments):
         assert tool == "nm", f"built again: {tool} {arguments}"
         return run_tool(tool, *arguments)
 
-    monkeypatch.setattr(emulator, "_run_tool", only_the_symbol_table)
+    monkeypatch.setattr(emulator, "run_tool", only_the_symbol_table)
     emulator.load(PLANTED, TEMPLATES)
 
 

@@ -77,12 +77,16 @@ class Rate(NamedTuple):
         return standard_deviation(self.by_seed)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, decimals: int = 1) -> str:
+        """In percent: the share with its interval, and of several seeds mean and spread."""
         if not self.trials:
             return "no samples"
         low, high = self.interval
-        text = f"{self.share:.1%} ({low:.1%} to {high:.1%}, n = {self.trials})"
+        text = f"{self.share:.{decimals}%} ({low:.{decimals}%} to {high:.{decimals}%}, n = {self.trials})"
         if len(self.by_seed) > 1:
-            text += f", {len(self.by_seed)} seeds: {self.mean:.1%} +- {self.spread:.1%}"
+            text += f", {len(self.by_seed)} seeds: {self.mean:.{decimals}%} +- {self.spread:.{decimals}%}"
         return text
 
 

@@ -251,7 +251,7 @@ class _Launch(ctypes.Structure):
 def _static_shared(library, handle, count):
     """For each of a library's `count` kernels, the __shared__ variables that it uses, found in the symbol table: those
     local to it, and those of functions that are no kernels, which any kernel of the file may call."""
-    table = _run_tool("nm", "--format=sysv", str(library)).stdout
+    table = run_tool("nm", "--format=sysv", str(library)).stdout
     rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.count("|") == 6]
     functions = {name: int(value, 16) for name, value, _, kind, *_ in rows if kind == "FUNC" and value}
     load_bias = ctypes.cast(handle["address_0"], ctypes.c_void_p).value - functions["address_0"]
@@ -334,7 +334,7 @@ def _built(source, flags, headers, folder):
             text, result = Path(temporary, "source.cpp"), Path(temporary, "result.so")
             text.write_text(source)
             places = ("-iquote", str(folder), "-I", str(HERE), str(text), "-o", str(result))
-            build = _run_tool(COMPILER, *flags, *names, *places)
+            build = run_tool(COMPILER, *flags, *names, *places)
             if build.returncode:
                 raise RuntimeError(f"the compiler rejects a CUDA source:\n{build.stderr}")
             if build.stderr:
@@ -343,7 +343,7 @@ def _built(source, flags, headers, folder):
     return library
 
 
-def _run_tool(*command):
+def run_tool(*command):
     """Run a build tool; a sanitizer that is preloaded here is not meant for it."""
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -18,7 +18,7 @@ LEFT = {"dataset": "digits", "command": "it", "date": "then"}  # by an experimen
 def told(tmp_path):
     """A function that writes the article of networks with given success rates: (title, sections, footer)."""
 
-    def tell(theirs=Missing("needs a file"), seeds=1, dataset="digits", studied=(), **shares):
+    def tell(theirs=Missing("needs a file"), seeds=1, dataset="digits", studied=(), machine=(), **shares):
         runs = [test_claims.a_run(**shares) for _ in range(seeds)]
         appendix = theirs if isinstance(theirs, Missing) else Missing("needs the map")
         judged = Results(runs, 20.0, theirs, appendix)
@@ -39,7 +39,7 @@ def told(tmp_path):
             "command": "the command",
             "date": "today",
             "versions": {"minicnn": "1"},
-            "machine": {"processor": "a processor", "cores": 2, "device": "cpu"},
+            "machine": {"processor": "a processor", "cores": 2, "device": "cpu", **dict(machine)},
         }
         results["setting"]["images"] = {"1": 200, "2": 50, "3": 200, "4": 10, "author": 50}
         pictures = {name: Picture(name, tmp_path / f"{name}.png") for name in names}
@@ -60,20 +60,21 @@ def captions(parts):
 
 def test_article_has_the_outline_of_a_paper(told):
     title, sections, footer = told()
-    outline = ["The finding", "The claim", "The method", "What is exact", "The result", "Why", "Limits", "Tables"]
-    folded = ["The paper's claims, one by one", "The networks, over their seeds"]
-    assert [s.heading for s in sections] == [*outline, *folded, "Settings"]
+    outline = ["The finding", "The claim", "The method", "What is exact", "The result", "Why", "Limits"]
+    folded = ["The paper's claims, one by one", "The networks, over their seeds", "Figures 1 and 2", "Saliency maps"]
+    assert [s.heading for s in sections] == [*outline, "Figures and tables", *folded, "Settings"]
     assert [s.heading for s in sections if s.folded] == folded
     assert "digits" in title and footer.startswith("the command, today, minicnn 1, a processor")
     shown = {s.heading: captions(s.parts) for s in sections if captions(s.parts)}
     assert shown == {
         "The finding": ["finding"],
-        "The result": ["success", "figures_1_and_2_plain"],
-        "Why": ["saliency_temperature"],
+        "The result": ["success"],
         "The networks, over their seeds": ["standard"],
+        "Figures 1 and 2": ["figures_1_and_2_plain"],
+        "Saliency maps": ["saliency_temperature"],
     }
     assert not any(isinstance(part, Table) for section in sections[:8] for part in section.parts)
-    assert all(isinstance(section.parts[0], Table) for section in sections if section.folded)
+    assert footer.endswith("2 cores, cpu") and told(machine={"gpu": "a card"})[2].endswith("2 cores, a card")
 
 
 @pytest.mark.parametrize(
@@ -110,26 +111,31 @@ def test_article_names_its_limits(told):
         return " ".join(parts_of(told(**changes)[1], "Limits")[0])
 
     assert "One seed" in limits() and "At most 20 epochs" in limits() and "8 x 8 pixels" in limits()
-    assert "--masking adds" in limits() and "--masking" not in limits(studied=[Section("Study", Parts())])
+    assert "--masking adds" in limits() and "--masking" not in limits(studied={"Study": {}})
     assert "3 seeds" in limits(seeds=3) and "8 x 8" not in limits(dataset="mnist")
 
 
 def test_article_parts_the_text_of_a_study_from_its_tables(told, tmp_path):
+    """In the text what is most telling of these networks, and a sentence of others; all the rest among the tables."""
     table, picture = Table([{"a": 1}]), Picture("shown", tmp_path / "shown.png")
-    shown = Section("Study", Parts(["A sentence.", picture, table, "A note."]), level=3)
-    _, sections, _ = told(studied=[shown, Section("No picture", Parts([table]), level=3)])
+    control = Section("Control", Parts(["A sentence.", picture, table, "A note."]))
+    theirs = control._replace(parts=Parts(["Another sentence.", picture, table]))
+    cost = Section("Cost", Parts([table]))
+    _, sections, _ = told(studied={"Study": {"control": control, "cost": cost}, "His": {"control": theirs}})
     headings = [(s.heading, s.level) for s in sections]
-    text, tables = (i for i, (heading, _) in enumerate(headings) if heading == "Study")
-    assert headings.index(("Why", 2)) + 1 == text and text < headings.index(("Limits", 2)) < tables
-    assert sections[text].parts == ["A sentence.", picture] and sections[tables].parts == [table, "A note."]
-    assert parts_of(sections, "No picture") == [table] and headings[tables] == ("Study", 3)
+    assert headings.index(("Why", 2)) + 1 == headings.index(("Study", 3)) == headings.index(("Limits", 2)) - 1
+    assert parts_of(sections, "Study") == ["A sentence.", "His: another sentence.", picture]
+    after = dict(headings[headings.index(("Figures and tables", 2)) :])
+    assert after["Study: Control"] == after["Study: Cost"] == after["His: Control"] == 3
+    assert parts_of(sections, "Study: Control") == [table, "A note."]
+    assert parts_of(sections, "Study: Cost") == [table] and parts_of(sections, "His: Control") == theirs.parts
 
 
 def test_article_with_a_long_study_is_short_on_a_phone(told, tmp_path, driver):
     """Its tables are folded: each costs the lines of its heading, however many rows it has."""
     row = {"moves:": "Algorithm 1"} | dict.fromkeys(map(str, range(7)), "91.7%")
-    studied = [Section(f"A study: {i}. What it is about", Parts(3 * [Table(13 * [row])]), 3) for i in range(16)]
-    title, sections, footer = told(studied=studied)
+    part = Section("What it is about", Parts(3 * [Table(13 * [row])]))
+    title, sections, footer = told(studied={"A study": {f"part {i}": part for i in range(16)}})
     for picture in (part for section in sections for part in section.parts if isinstance(part, Picture)):
         picture.path.write_bytes(b"\x89PNG")
     path = tmp_path / "report.html"

@@ -238,7 +238,7 @@ def test_accuracy_verdict(results, run):
     set_accuracies(run, "standard", "temperature", Pairs(9897, 47, 16, 40))
     run["distilled"]["by_image"] = run["temperature"]["by_image"]
     plain = row(results, claim).plain
-    assert plain.startswith("standard: 99.4% (99.3% to 99.6%, n = 10000); temperature: 99.1% (98.9% to 99.3%")
+    assert plain.startswith("standard: 99.44% (99.27% to 99.57%, n = 10000); temperature: 99.13% (98.93% to 99.29%")
     told = verdict(results, claim)
     assert f"the T = 20 network is {same} the distilled one (alone on 0 against 0 of 10000 images, +0.00 points" in told
     assert (
@@ -440,6 +440,8 @@ def test_appendix_verdict(results):
     assert printed.plain == "mean -2.2915e-08, max 9.78318e-05, 12 moves"
     assert printed.scaled == "largest gradient 10^-4.000, 12 moves"
     assert printed.verdict.startswith("Mean, maximum and moves come out as printed")
-    for wrong in ({"mean": -5.95e-08}, {"max": 9.7836e-05}, {"moves": 13}, {"succeeded": False}):
+    rounded = results._replace(appendix_a={"plain": found | {"max": 9.7831857e-05}, "scaled": found})
+    assert "as printed, but for a unit of a last digit, which is rounding: it is" in verdict(rounded, claim)
+    for wrong in ({"mean": -5.95e-08}, {"max": 9.78316e-05}, {"moves": 13}, {"succeeded": False}):
         other = results._replace(appendix_a={"plain": found | wrong, "scaled": found})
         assert verdict(other, claim) == "The map that is printed does not come out here."

@@ -348,9 +348,9 @@ def test_attack_of_a_larger_sample_goes_on_with_the_parts_of_a_smaller_one(digit
 def test_images_a_part_are_some_seconds_of_work():
     setting = attacks.Setting(limit=100)
     algorithms = attacks.ALGORITHMS | {"refreshed": REFRESHED}
-    found = {name: common.images_a_part(a, setting, "cpu") for name, a in algorithms.items()}
+    found = {name: common.images_a_part(a, setting) for name, a in algorithms.items()}
     assert found == {"1": 500, "3": 500, "2": 200, "author": 200, "4": 4, "refreshed": 10}
-    assert common.images_a_part(attacks.ALGORITHMS["4"], attacks.Setting(limit=784), "cpu") == 1
+    assert common.images_a_part(attacks.ALGORITHMS["4"], attacks.Setting(limit=784)) == 1
 
 
 def test_attack_keeps_what_differs_apart(tmp_path):
@@ -375,6 +375,13 @@ def test_write_json_of_arrays_and_numbers_that_are_not_finite(tmp_path):
     results = {"a": np.array([1.5, np.nan]), 2: (np.int32(3), -math.inf), "c": [True, None, {"d": np.float32(0.5)}]}
     common.write_json(tmp_path / "r.json", results)
     assert read_json(tmp_path / "r.json") == {"a": [1.5, None], "2": [3, None], "c": [True, None, {"d": 0.5}]}
+
+
+def test_write_json_has_a_list_of_numbers_in_one_line_and_leaves_text_alone(tmp_path):
+    results = {"a": list(range(50)), "b": [[1, 2], []], "c": "[\n1,  2]", "d": ["[1,", "2]"]}
+    common.write_json(tmp_path / "r.json", results)
+    assert read_json(tmp_path / "r.json") == results
+    assert len((tmp_path / "r.json").read_text().splitlines()) == 3 + 4 + 1 + 4
 
 
 def test_read_csv_reads_what_write_csv_wrote(tmp_path):

@@ -152,9 +152,9 @@ def test_reproduce_writes_the_table_into_both_reports(results, written):
 def test_reproduce_draws_all_figures(written):
     text, page = ((written / name).read_text("utf-8") for name in ("report.md", "report.html"))
     pictures = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
-    expected = ["finding", "success", *(f"figures_1_and_2_{a}" for a in ARITHMETICS)]
+    expected = ["finding", "success", *PAPER_NETWORKS]
+    expected += [f"figures_1_and_2_{prefix}{a}" for prefix in ("", "temperature_") for a in ARITHMETICS]
     expected += [f"saliency_{network}" for network in PAPER_NETWORKS]
-    expected += [*(f"figures_1_and_2_temperature_{a}" for a in ARITHMETICS), *PAPER_NETWORKS]
     assert pictures == [f"{name}.png" for name in expected]
     assert all((written / name).read_bytes().startswith(PNG) for name in pictures)
     assert page.count("<img ") == page.count("data:image/png;base64,") == len(pictures) and "http" not in page
