@@ -23,7 +23,6 @@ gradcheck: $(READY)
 	$(RUN) -m tests.gradient_table
 
 sanitize: $(READY)
-	$(RUN) -m pytest $(call parallel,worksteal) -m slow tests/test_sanitizers.py
 	$(RUN) -m tests.sanitize
 
 kernels: $(READY)

@@ -26,6 +26,7 @@ from minicnn.kernels_c import CKernels
 from minicnn.threads import in_parallel as in_parallel
 from minicnn.threads import over_rows
 from minicnn.threads import set_threads as set_threads
+from minicnn.threads import shares as shares
 from minicnn.threads import threads as threads
 
 Array = np.ndarray

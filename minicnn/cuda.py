@@ -567,6 +567,10 @@ class Cuda:
         values = self._inputs(values)
         self._launch("accumulate", self._type(values), (1,), (256,), total, values, values.size)
 
+    def shares(self, count: int, chunk: int) -> list[slice]:
+        """As threads.shares, where a GPU is one thread."""
+        return [slice(start, start + chunk) for start in range(0, max(1, count), chunk)]
+
     def in_parallel(self, job: Callable[[Any], Any], items: Sequence) -> list:
         """[job(item) for every item], one after the other: a single job is to fill the device."""
         return [job(item) for item in items]

@@ -112,12 +112,13 @@ class CKernels:
     def weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
         sizes = Sizes(*x.shape, *_output(g), *kernel, *offset)
 
-        def rows(first, last):
+        def row_pairs(first, last):  # C takes two rows at a time
             part = np.empty((kernel[0], x.shape[1], kernel[1], g.shape[1]), x.dtype)
-            self._call("weight_grad", x.dtype, sizes, x, g, part, first, last)
+            self._call("weight_grad", x.dtype, sizes, x, g, part, 2 * first, min(2 * last, len(g)))
             return part
 
-        return functools.reduce(np.add, over_rows(rows, g, g.size * x.shape[1] * math.prod(kernel) // MULTIPLY_ADDS))
+        work = g.size * x.shape[1] * math.prod(kernel) // MULTIPLY_ADDS
+        return functools.reduce(np.add, over_rows(row_pairs, g[::2], work))
 
     def product_weight_grad(self, x: Array, g: Array) -> Array:
         gw = np.empty((len(x), len(g)), x.dtype)

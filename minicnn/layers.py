@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -240,3 +240,20 @@ class Sequential(Layer):
                     raise
                 raise ValueError(f"{name}: {error}") from error
         return x
+
+
+def over_images(network: Layer, job: Callable[[slice], Any], count: int, chunk: int) -> list[Any]:
+    """[job(slice of images)] over `count` images, `chunk` of them at a time; one job where there are none.
+
+    The threads of the CPU share them where all layers are those of this module, which keep nothing between calls: a
+    layer of one's own may, and is never called twice at the same time.
+    """
+    if _keeps_nothing(network):
+        functions = network.backend.functions
+        return functions.in_parallel(job, functions.shares(count, chunk))
+    return [job(slice(start, start + chunk)) for start in range(0, max(1, count), chunk)]
+
+
+def _keeps_nothing(layer: Layer) -> bool:
+    inner = layer.layers.values() if isinstance(layer, Sequential) else ()
+    return type(layer).__module__ == __name__ and all(map(_keeps_nothing, inner))

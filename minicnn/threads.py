@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 ROW_BLOCKS = 4
 SMALL = 2**17  # numbers that one thread has written before another has begun
+LEAST_IMAGES = 32  # that a thread takes through a network by itself
 MULTIPLY_ADDS = 32  # of a vector unit in the time of one number written
 
 _this_thread = threading.local()
@@ -93,6 +95,16 @@ def in_parallel(job: Callable[[Any], Any], items: Sequence) -> list:
     if errors:
         raise errors[0]
     return results
+
+
+def shares(count: int, chunk: int) -> list[slice]:
+    """Slices of `count` images for in_parallel, as equal as they can be: `chunk` images, which are at work at a time,
+    are shared by as many threads as then have LEAST_IMAGES or more. Chunks too small for that are at work one a thread;
+    a single one, be it empty, is divided by rows instead."""
+    workers = max(1, min(threads(), min(count, chunk) // LEAST_IMAGES))
+    slices = max(1, workers * math.ceil(count / (chunk // workers * workers)))
+    size = max(1, math.ceil(count / slices))
+    return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
 
 def over_rows(job: Callable[[int, int], Any], array: Any, work: int | None = None) -> list:

@@ -18,7 +18,7 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import Tensor, no_grad
-from minicnn.layers import DropoutMasks, Layer
+from minicnn.layers import DropoutMasks, Layer, over_images
 from minicnn.ops import check_count, check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
 from minicnn.weights import LIMIT, get_weights, load_npz, save_npz, set_weights, weights_limit
@@ -74,25 +74,31 @@ class Recipe:
 
 
 def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int = 256) -> np.ndarray:
-    """Logits (N, K) as a NumPy array, `chunk` images at a time, without a graph.
+    """Logits (N, K) as a NumPy array, `chunk` images at a time, shared by the threads of the CPU, without a graph.
 
-    images: what the network takes, (N, C, H, W) or (N, D). dropout: None, or the seed of masks to draw (chunk i takes
-    step i). Raises ValueError for a chunk that is no integer above 0, and where the network gives anything but rows of
-    logits.
+    images: what the network takes, (N, C, H, W) or (N, D). dropout: None, or the seed of masks to draw (chunk i, which
+    then is not shared, takes step i). Raises ValueError for a chunk that is no integer above 0, and where the network
+    gives anything but rows of logits.
     """
     check_count("chunk", chunk)
     device, dtype = network.backend, network.dtype
-    logits = []
-    with no_grad():
-        for step, start in enumerate(range(0, max(len(images), 1), chunk)):
-            batch = Tensor(device.asarray(images[start : start + chunk], dtype=dtype))
-            masks = None if dropout is None else DropoutMasks(dropout, step)
-            logits.append(network(batch, masks).data)
-            if logits[-1].ndim != 2 or len(logits[-1]) != len(batch):
-                raise ValueError(
-                    f"the network gives {logits[-1].shape} for {len(batch)} images: rows of logits, (N, K), are needed"
-                )
-    return np.concatenate([backend.to_host(of_chunk) for of_chunk in logits])  # only now: a GPU is to be kept busy
+
+    def logits_of(part, masks=None):
+        batch = Tensor(device.asarray(images[part], dtype=dtype))
+        with no_grad():
+            logits = network(batch, masks).data
+        if logits.ndim != 2 or len(logits) != len(batch):
+            raise ValueError(
+                f"the network gives {logits.shape} for {len(batch)} images: rows of logits, (N, K), are needed"
+            )
+        return logits
+
+    if dropout is None:
+        parts = over_images(network, logits_of, len(images), chunk)
+    else:
+        starts = range(0, max(len(images), 1), chunk)
+        parts = [logits_of(slice(start, start + chunk), DropoutMasks(dropout, i)) for i, start in enumerate(starts)]
+    return np.concatenate([backend.to_host(part) for part in parts])  # only now: a GPU is to be kept busy
 
 
 def correct(network: Layer, images: Any, labels: Any, chunk: int = 256) -> np.ndarray:

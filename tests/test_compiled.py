@@ -159,6 +159,10 @@ SHAPES = [
     (0, 2, 5, 5, 3, (3, 3), (0, 0)),
     (2, 0, 5, 5, 3, (3, 3), (1, 1)),
     (2, 3, 5, 5, 0, (3, 3), (1, 1)),
+    # weight gradients in tiles: a tile alone, tiles beyond the last row and column, more channels and images than fit
+    (16, 8, 3, 3, 1, (3, 3), (0, 0)),
+    (131, 12, 8, 7, 33, (3, 3), (0, 0)),
+    (17, 23, 5, 10, 40, (3, 3), (0, 0)),
 ]
 
 

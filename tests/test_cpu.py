@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from minicnn import cpu, evaluate, kernels_numpy, predict, threads
+from minicnn.layers import Flatten
 from minicnn.paper.saliency import saliency_maps
 from tests.conftest import colour_cnn, small_cnn
 
@@ -87,6 +88,47 @@ def test_threads_change_no_bit(with_threads, size):
         with_threads(count)
         by_threads.append([a.tobytes() for a in results()])
     assert by_threads[0] == by_threads[1] == by_threads[2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_shares_are_all_images_in_order_and_of_one_size(with_threads, count):
+    with_threads(count)
+    for images, chunk in itertools.product((0, 1, 31, 63, 64, 100, 128, 257, 1000), (1, 7, 64, 256, 4096)):
+        found = threads.shares(images, chunk)
+        taken = [len(range(images)[share]) for share in found]
+        assert [i for share in found for i in range(images)[share]] == list(range(images))
+        assert set(taken[:-1]) <= {taken[0]} and taken[-1] <= taken[0] <= chunk
+        if images >= chunk >= 32 * count:
+            assert max(taken) * count <= chunk and len(found) % count == 0
+
+
+def test_predict_and_saliency_maps_have_the_same_bits_for_any_number_of_threads(with_threads):
+    network, rng = small_cnn(), np.random.default_rng(0)
+    images, labels = rng.random((150, 1, 8, 8), dtype=np.float32), rng.integers(0, 3, 150)
+    found = []
+    for count in (1, 2, 4):
+        with_threads(count)
+        maps = saliency_maps(network, images, labels)
+        found.append([a.tobytes() for a in (predict(network, images), predict(network, images, dropout=1), *maps)])
+    assert found[0] == found[1] == found[2]
+
+
+def test_layer_of_ones_own_is_never_called_twice_at_the_same_time(with_threads):
+    """It may keep something between its lines."""
+    with_threads(4)
+    network, calls = small_cnn(), []
+
+    class Own(Flatten):
+        def __call__(self, x, masks=None):
+            calls.append((threading.get_ident(), len(x)))
+            time.sleep(0.001)
+            assert calls[-1] == (threading.get_ident(), len(x))
+            return super().__call__(x)
+
+    network.layers["flatten"] = Own()
+    images = np.zeros((600, 1, 8, 8), np.float32)
+    predict(network, images), saliency_maps(network, images, np.zeros(600, int))
+    assert [size for _, size in calls] == 2 * [256, 256, 88]
 
 
 def test_threads_are_at_least_one():
@@ -196,8 +238,13 @@ def test_in_parallel_works_in_several_threads_and_divides_no_further(with_thread
 NETWORKS = {"paper's in small": (small_cnn, (60, 1, 8, 8), 3), "of one's own": (colour_cnn, (20, 3, 32, 32), 5)}
 
 
-@pytest.mark.parametrize(("count", "duration"), [(2, 1.5), (4, 1.5), pytest.param(4, 30, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("make", "shape", "classes"), NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    ("count", "duration", "make", "shape", "classes"),
+    [
+        *((count, 1.5, *network) for count in (2, 4) for network in NETWORKS.values()),
+        pytest.param(4, 30, *NETWORKS["paper's in small"], marks=pytest.mark.slow),
+    ],
+)
 def test_predict_and_saliency_maps_in_threads_of_ones_own(with_threads, count, duration, make, shape, classes):
     """The bits of one thread alone, and every thread's no_grad its own."""
     with_threads(3)

@@ -95,8 +95,8 @@ def launch_c_kernels(defect=None):
         os.environ |= {"MINICNN_CACHE": temporary, "MINICNN_CONV": "compiled"}
         cpu._kernels.cache_clear()
         for dtype in (np.float32, np.float64) * (10 if defect and defect.sanitizer == "thread" else 1):
-            for images, channels, filters, size, offset in ((3, 2, 3, (7, 6), (1, 1)), (137, 5, 9, (9, 8), (0, 0))):
-                _convolve_and_pool(dtype, images, channels, filters, size, offset)
+            for case in ((3, 2, 3, (7, 6), (1, 1)), (137, 5, 9, (9, 8), (0, 0)), (137, 9, 5, (9, 8), (0, 0))):
+                _convolve_and_pool(dtype, *case)
             x, w, b = np.ones((5, 9), dtype), np.ones((9, 11), dtype), np.ones(11, dtype)
             y = cpu.dense(x, w, b, True)
             cpu.dense_input_grad(y, w), cpu.dense_weight_grad(x, y), cpu.dropout(x, 0.5, 1, 2, 3)
@@ -147,6 +147,7 @@ C_DEFECTS = {
     "too few zeros": Defect(
         "conv2d.c", "zeros[CHUNK]", "zeros[CHUNK / 4]", "address", "AddressSanitizer: global-buffer-overflow"
     ),
+    "a tile beyond the image": Defect("conv2d.c", "p + i < s->H &&", "p + i <= s->H &&", "address", OVERFLOW),
     "a block beyond the windows": Defect(
         "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW
     ),

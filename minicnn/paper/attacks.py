@@ -233,7 +233,7 @@ class _Scorer:
         changes = images.reshape(len(images), -1, 1) != values
         image, pixel, kind = np.nonzero(changes)
         candidates = changing_images(self.network, images)
-        before = self._loss(candidates.logits, labels)
+        before = self._loss(candidates.logits(), labels)
         after = self._loss(candidates.logits_with(image, pixel, values[kind]), labels[image])
         scores = np.full(changes.shape, -np.inf, images.dtype)
         if not setting.skip_unchanged:

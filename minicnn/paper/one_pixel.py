@@ -40,22 +40,24 @@ def changing_images(network: Layer, images: np.ndarray, chunk: int = 256) -> Cha
 
 
 class ChangingImages:
-    """Images (N, C, H, W) or (N, D) and whole passes of any network, on any device. logits (N, K), NumPy: of the images
-    as they were given."""
+    """Images (N, C, H, W) or (N, D) and whole passes of any network, on any device."""
 
     def __init__(self, network: Layer, images: np.ndarray, chunk: int = 256) -> None:
         self.network, self.chunk, self.device = network, chunk, network.backend
         self.images = self.device.asarray(np.array(images, order="C"))
         self.pixels = rows_of_pixels(self.images)  # a view
-        self.logits = predict(network, self.images, chunk=chunk)
+
+    def logits(self) -> np.ndarray:
+        """Logits (N, K), NumPy, of the images as they are."""
+        return predict(self.network, self.images, chunk=self.chunk)
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Logits (M, K), NumPy, of images[chosen], each with one of its pixels set to its entry of values.
 
         chosen, pixels (M,) integers, values (M,): host arrays. functions.CHANGED_IMAGES are computed at a time.
         """
-        at_once, parts = self.device.functions.CHANGED_IMAGES, [self.logits[:0]]
-        for start in range(0, len(chosen), at_once):
+        at_once, parts = self.device.functions.CHANGED_IMAGES, []
+        for start in range(0, max(1, len(chosen)), at_once):
             which, pixel, value = (self.device.asarray(a[start : start + at_once]) for a in (chosen, pixels, values))
             changed = self.images[which]
             rows_of_pixels(changed)[self.device.asarray(np.arange(len(changed))), pixel] = value
@@ -97,12 +99,17 @@ class ChangedInPart(ChangingImages):
         self.outputs = [np.concatenate(of_layer) for of_layer in zip(*parts, strict=True)]
         self.inputs = np.ascontiguousarray(self.images.transpose(0, 2, 3, 1))
 
+    def logits(self) -> np.ndarray:
+        """As ChangingImages.logits, up to the rounding of another order of summation."""
+        relu = isinstance(self.layers[-1], Conv2D) and self.layers[-1].relu
+        return self.head(cpu.relu(self.outputs[-1]) if relu else self.outputs[-1])
+
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """As ChangingImages.logits_with, up to the rounding of another order of summation."""
-        starts = range(0, len(chosen), cpu.CHANGED_IMAGES)
+        starts = range(0, max(1, len(chosen)), cpu.CHANGED_IMAGES)
         parts = [slice(start, start + cpu.CHANGED_IMAGES) for start in starts]
         found = cpu.in_parallel(lambda part: self._logits(chosen[part], pixels[part], values[part], False), parts)
-        return np.concatenate([self.logits[:0], *found])
+        return np.concatenate(found)
 
     def decisions_after(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """As ChangingImages.decisions_after: where the two largest logits are as close as rounding could bring them, a

@@ -10,7 +10,7 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import Tensor, grad
-from minicnn.layers import Layer
+from minicnn.layers import Layer, over_images
 from minicnn.ops import check_count, check_labels, check_temperature
 
 ARITHMETICS = ("plain", "scaled")
@@ -71,8 +71,8 @@ def saliency_maps(
     """The saliency map of every image: dL/dc[m][n] of the cross-entropy L = -ln softmax(z / T)_label.
 
     network: any Layer from images, (N, C, H, W) or (N, D), to logits (N, K), on any device. labels (N,) integers.
-    arithmetic: "plain", the author's p - y, or "scaled", which does not underflow (cpu.saliency_cotangent). At most
-    `chunk` images are in memory at a time. Returns SaliencyMaps. Raises ValueError unless T > 0, for an unknown
+    arithmetic: "plain", the author's p - y, or "scaled", which does not underflow (cpu.saliency_cotangent). chunk: as
+    for training.predict. Returns SaliencyMaps. Raises ValueError unless T > 0, for an unknown
     arithmetic, for a chunk that is no integer above 0, for labels that do not fit, and for a network whose output is
     not (N, K).
     """
@@ -81,11 +81,12 @@ def saliency_maps(
     check_arithmetic(arithmetic)
     check_count("chunk", chunk)
     labels = check_labels(labels, len(images))
-    parts = []
-    for start in range(0, max(len(images), 1), chunk):
-        batch = device.asarray(images[start : start + chunk], dtype=dtype)
-        found = _maps(network, batch, labels[start : start + chunk], T, arithmetic)
-        parts.append([np.ascontiguousarray(backend.to_host(a)) for a in found])
+
+    def maps_of(part):
+        found = _maps(network, device.asarray(images[part], dtype=dtype), labels[part], T, arithmetic)
+        return [np.ascontiguousarray(backend.to_host(a)) for a in found]
+
+    parts = over_images(network, maps_of, len(images), chunk)
     return SaliencyMaps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

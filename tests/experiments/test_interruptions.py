@@ -21,7 +21,7 @@ from tests.experiments.conftest import ROOT, assert_mistake, mounted, read_json,
 COMMANDS = {  # each in several parts, the shortest that there are
     "train": "train --network standard-distilled --epochs 4 --batch 75 --validation 1350",
     "attack": "attack --network standard --algorithm 4 --images 10 --seed 0",
-    "reproduce": "reproduce --epochs 1 --batch 250 --images 4 --limit 2 --refreshed 1",
+    "reproduce": "reproduce --epochs 1 --batch 250 --validation 1250 --images 4 --limit 2 --refreshed 1",
     "masking": "masking --parts control cost --images 60 --limit 2",
 }
 
@@ -61,21 +61,22 @@ def prepare(folder, untrained):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("seed", range(2))  # of the moments, for two to be at work side by side
 @pytest.mark.parametrize("name", COMMANDS)
-def test_command_killed_at_random_moments_goes_on_to_the_same_bits(untrained, tmp_path, name):
-    """20 times kill -9, until the command gets through; then from the start, in another folder."""
+def test_command_killed_at_random_moments_goes_on_to_the_same_bits(untrained, tmp_path, name, seed):
+    """10 times kill -9, until the command gets through; then from the start, in another folder."""
     command, whole = COMMANDS[name].split(), tmp_path / "whole"
     prepare(whole, untrained)
     begin = time.monotonic()
     process = start(*command, "--out", whole)
     assert process.communicate(timeout=300)[1] == "" and process.returncode == 0
-    duration, rng, killed, finished = time.monotonic() - begin, np.random.default_rng(0), 0, 0
+    duration, rng, killed, finished = time.monotonic() - begin, np.random.default_rng(seed), 0, 0
     folder = tmp_path / "0"
     prepare(folder, untrained)
-    while killed < 20 or not finished:
+    while killed < 10 or not finished:
         process = start(*command, "--out", folder)
         try:
-            _, err = process.communicate(timeout=rng.uniform(0.2, 1) * duration if killed < 20 else 300)
+            _, err = process.communicate(timeout=rng.uniform(0.2, 1) * duration if killed < 10 else 300)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -88,7 +88,7 @@ def test_reproduce_says_where_its_figures_come_from(results, written):
 
 def test_reproduce_attacks_every_network_in_both_arithmetics(results, networks, digits):
     (run,) = results["runs"]
-    assert run["seed"] == 0 and run["epochs"] == dict.fromkeys(PAPER_NETWORKS, 20)
+    assert run["seed"] == 0 and run["epochs"] == dict.fromkeys(PAPER_NETWORKS, 50)
     taken = results["sample"]["indices"]
     images, labels = digits.test_images[taken], digits.test_labels[taken]
     right = {name: correct(network, digits.test_images, digits.test_labels) for name, network in networks.items()}
@@ -143,7 +143,7 @@ def test_reproduce_writes_the_table_into_both_reports(results, written):
     assert [row["claim"] for row in results["table"]] == [claim.claim for claim in claims.CLAIMS]
     assert all(report.typeset(row["verdict"]) in text for row in results["table"])
     assert "The denominator of success rates: the images that all networks compared classify correctly." in text
-    assert "20 epochs on digits, 1 seed, and attacked on up to 12 test images, drawn by seed 0." in text
+    assert "50 epochs on digits, 1 seed, and attacked on up to 12 test images, drawn by seed 0." in text
     assert "2 for Algorithm 4" in text and "for the 16 comparisons of the table of claims (Holm)" in text
     assert page.count("<tr>") == 1 + 12 + 1 + len(PAPER_NETWORKS)
     assert text.count(missing) == page.count(missing) == 2  # where it is looked for, and in its row
@@ -217,7 +217,7 @@ def test_reproduce_takes_trained_networks_of_several_seeds(tmp_path, monkeypatch
         np.testing.assert_array_equal(sample.indices, same.indices)
         assert sorted(sample.indices) == list(range(297)) != list(sample.indices)
         runs = read_json(tmp_path / "out" / "results.json")["runs"]
-        assert [(run["seed"], run["epochs"]) for run in runs] == [(s, dict.fromkeys(names, 20)) for s in (0, 1)]
+        assert [(run["seed"], run["epochs"]) for run in runs] == [(s, dict.fromkeys(names, 50)) for s in (0, 1)]
 
 
 def test_reproduce_trains_every_seed(tmp_path, monkeypatch, capsys):
