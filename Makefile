@@ -4,7 +4,6 @@ VENV ?= .venv
 DATASET ?= digits
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.installed)
-parallel = $(if $(VENV),-n auto --maxprocesses 4 --dist $(1))
 
 .PHONY: reproduce test test-slow test-all gradcheck sanitize kernels notebooks package lint bench clean
 
@@ -12,10 +11,10 @@ reproduce: $(READY)
 	$(RUN) -m experiments.reproduce --dataset $(DATASET)
 
 test: $(READY)
-	$(RUN) -m pytest $(call parallel,loadscope)
+	$(RUN) -m pytest $(if $(VENV),-n auto --maxprocesses 4 --dist loadscope)
 
 test-slow: $(READY)
-	$(RUN) -m pytest $(call parallel,worksteal) -m slow
+	$(RUN) -m pytest $(if $(VENV),-n 4 --dist worksteal) -m slow
 
 test-all: test test-slow
 
