@@ -15,7 +15,7 @@ PAPER = (
 EPOCHS = 50  # of training, in the paper
 THEIRS = "the author's "  # what the names of his networks begin with
 WHERE = {"replay": "exact", "sweep": "why", "adversarial_samples": "digit"}  # experiments, and whose sections they are
-IN_TEXT = ("arithmetics", "control", "stronger_attacks")  # parts of experiments.masking; the others are tables' company
+IN_TEXT = ("arithmetics", "control", "stronger_attacks")  # parts of experiments.masking; others are among the tables
 
 
 def article(results, measured, rows, rates, pictures, folder, studied=()):

@@ -263,7 +263,7 @@ static int NAME(weight_grad_tiles)(const Sizes *s, const REAL *x, const REAL *g,
     const long lanes = 2 * LANES, channels = (s->C + CHANNELS - 1) / CHANNELS * CHANNELS;
     const long filters = (s->O + lanes - 1) / lanes * lanes, x_pitch = channels * CHUNK;
     const long g_pitch = (CHUNK + 1) * lanes;  // no power of two, of which all entries would share a place in the cache
-    static const REAL zeros[CHUNK + 64];
+    static const REAL zeros[CHUNK];
     REAL *const tiles = calloc(TILE * x_pitch, sizeof(REAL)), *const turned = calloc(4 * g_pitch, sizeof(REAL));
     REAL *const spread = malloc(TILE * g_pitch * sizeof(REAL));
     REAL *const sums = calloc(TILE * channels * filters, sizeof(REAL));  // [O / lanes][TILE][channels][lanes]

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.compiled import kept, kernel_folder
+from minicnn.threads import chunks
 
 Array = Any  # of xp
 Size = tuple[int, int]  # rows, columns
@@ -569,7 +570,7 @@ class Cuda:
 
     def shares(self, count: int, chunk: int) -> list[slice]:
         """As threads.shares, where a GPU is one thread."""
-        return [slice(start, start + chunk) for start in range(0, max(1, count), chunk)]
+        return chunks(count, chunk)
 
     def in_parallel(self, job: Callable[[Any], Any], items: Sequence) -> list:
         """[job(item) for every item], one after the other: a single job is to fill the device."""

@@ -29,6 +29,7 @@ import numpy as np
 from minicnn import backend as backends
 from minicnn import ops
 from minicnn.autograd import Tensor
+from minicnn.threads import chunks
 
 Self = TypeVar("Self", bound="Layer")
 Rng = Any  # a seed, a numpy.random.Generator, or None for one that is drawn from the system
@@ -251,7 +252,7 @@ def over_images(network: Layer, job: Callable[[slice], Any], count: int, chunk: 
     if _keeps_nothing(network):
         functions = network.backend.functions
         return functions.in_parallel(job, functions.shares(count, chunk))
-    return [job(slice(start, start + chunk)) for start in range(0, max(1, count), chunk)]
+    return [job(part) for part in chunks(count, chunk)]
 
 
 def _keeps_nothing(layer: Layer) -> bool:

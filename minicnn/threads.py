@@ -97,14 +97,18 @@ def in_parallel(job: Callable[[Any], Any], items: Sequence) -> list:
     return results
 
 
+def chunks(count: int, size: int) -> list[slice]:
+    """Slices of `size` of `count` items, the last one shorter; an empty one where there are none."""
+    return [slice(start, start + size) for start in range(0, max(1, count), size)]
+
+
 def shares(count: int, chunk: int) -> list[slice]:
     """Slices of `count` images for in_parallel, as equal as they can be: `chunk` images, which are at work at a time,
     are shared by as many threads as then have LEAST_IMAGES or more. Chunks too small for that are at work one a thread;
     a single one, be it empty, is divided by rows instead."""
     workers = max(1, min(threads(), min(count, chunk) // LEAST_IMAGES))
     slices = max(1, workers * math.ceil(count / (chunk // workers * workers)))
-    size = max(1, math.ceil(count / slices))
-    return [slice(start, start + size) for start in range(0, max(1, count), size)]
+    return chunks(count, max(1, math.ceil(count / slices)))
 
 
 def over_rows(job: Callable[[int, int], Any], array: Any, work: int | None = None) -> list:

@@ -21,6 +21,7 @@ from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import DropoutMasks, Layer, over_images
 from minicnn.ops import check_count, check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
+from minicnn.threads import chunks
 from minicnn.weights import LIMIT, get_weights, load_npz, save_npz, set_weights, weights_limit
 
 DIVERGED = 1e3  # nats a sample; a network that knows nothing has ln 10 = 2.3
@@ -96,8 +97,8 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
     if dropout is None:
         parts = over_images(network, logits_of, len(images), chunk)
     else:
-        starts = range(0, max(len(images), 1), chunk)
-        parts = [logits_of(slice(start, start + chunk), DropoutMasks(dropout, i)) for i, start in enumerate(starts)]
+        in_turn = enumerate(chunks(len(images), chunk))
+        parts = [logits_of(part, DropoutMasks(dropout, step)) for step, part in in_turn]
     return np.concatenate([backend.to_host(part) for part in parts])  # only now: a GPU is to be kept busy
 
 

@@ -21,6 +21,7 @@ from minicnn import backend, cpu
 from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import Conv2D, Flatten, Layer, MaxPool2D, Sequential
 from minicnn.paper.saliency import rows_of_pixels
+from minicnn.threads import chunks
 from minicnn.training import predict
 
 MOST_BYTES = 2**30  # of the kept outputs; more images than fit are given whole passes
@@ -56,14 +57,14 @@ class ChangingImages:
 
         chosen, pixels (M,) integers, values (M,): host arrays. functions.CHANGED_IMAGES are computed at a time.
         """
-        at_once, parts = self.device.functions.CHANGED_IMAGES, []
-        for start in range(0, max(1, len(chosen)), at_once):
-            which, pixel, value = (self.device.asarray(a[start : start + at_once]) for a in (chosen, pixels, values))
+        logits = []
+        for part in chunks(len(chosen), self.device.functions.CHANGED_IMAGES):
+            which, pixel, value = (self.device.asarray(a[part]) for a in (chosen, pixels, values))
             changed = self.images[which]
             rows_of_pixels(changed)[self.device.asarray(np.arange(len(changed))), pixel] = value
             with no_grad():
-                parts.append(self.network(Tensor(changed)).data)
-        return np.concatenate([backend.to_host(part) for part in parts])  # only now: a GPU is to be kept busy
+                logits.append(self.network(Tensor(changed)).data)
+        return np.concatenate([backend.to_host(of_part) for of_part in logits])  # only now: a GPU is to be kept busy
 
     def decisions_after(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """The same changes, for good, of images that are each chosen once. Returns the classes decided for, (M,)."""
@@ -106,8 +107,7 @@ class ChangedInPart(ChangingImages):
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """As ChangingImages.logits_with, up to the rounding of another order of summation."""
-        starts = range(0, max(1, len(chosen)), cpu.CHANGED_IMAGES)
-        parts = [slice(start, start + cpu.CHANGED_IMAGES) for start in starts]
+        parts = chunks(len(chosen), cpu.CHANGED_IMAGES)
         found = cpu.in_parallel(lambda part: self._logits(chosen[part], pixels[part], values[part], False), parts)
         return np.concatenate(found)
 

@@ -143,7 +143,10 @@ def test_one_pixel_changes_takes_the_shortcut_where_it_fits(network, shape, fits
     images = noise(2, *shape).astype(np.float32)
     changes = changing_images(network, images)
     assert ChangedInPart.fits(network) == fits and type(changes) is (ChangedInPart if fits else ChangingImages)
-    np.testing.assert_allclose(changes.logits(), predict(network, images), atol=1e-6)
+    if fits:
+        np.testing.assert_allclose(changes.logits(), predict(network, images), atol=1e-6)
+    else:
+        assert np.array_equal(changes.logits(), predict(network, images))
     assert changes.logits_with(np.zeros(0, int), np.zeros(0, int), np.zeros(0)).shape == (0, changes.logits().shape[1])
 
 
