@@ -5,6 +5,24 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, REAL)
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
+
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32 };
+#else
+enum { VECTOR_BYTES = 16 };
+#endif
+
+// Of a convolution: input (H,C,W,N), output (P,O,Q,N), filters (O,C,kh,kw), rows and columns of zeros before the input.
+typedef struct {
+    long H, C, W, N, O, P, Q, kh, kw, top, left;
+} Sizes;
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 INLINE long larger(long a, long b) { return a > b ? a : b; }

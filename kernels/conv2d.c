@@ -9,7 +9,7 @@
 // kh-1-top rows of zeros, so one function does both.
 //
 // Why this layout: one row of outputs is a problem in one dimension, of length Q N, in which tap j reads the input row
-// at a shift of j N. All loads are of neighbours, whatever N is.
+// at a shift of j N. All loads are of neighbours, whatever N is. (Gradients of 3x3 filters: conv3x3_grads.c.)
 //
 // correlate: FILTERS filters x VECTORS vectors of outputs stay in registers while i, c, j run: a step loads VECTORS
 //   vectors of x and FILTERS numbers of w for FILTERS * VECTORS multiply-adds. The filters are packed in the order in
@@ -17,9 +17,8 @@
 //   computes it: equal windows have equal sums to the last bit, for any number of images and of threads.
 // weight_grad: g is turned, so that 2 vectors of filters stay beside PAIRS pairs (channel, tap) in registers while the
 //   pixels of a CHUNK run: a step loads 2 vectors of g and PAIRS numbers of x for 2 * PAIRS multiply-adds.
-// weight_grad_tiles: that of 3x3 filters in tiles of 2x2 outputs, by less than half of the multiplications.
-// Rows: where zeros stand beside an image, or a row is shorter than the registers, rows are copied once into a ring of kh
-//   rows that have them; otherwise they are read where they lie.
+// Rows: where zeros stand beside an image, or a row is shorter than the registers, rows are copied once into a ring of
+//   kh rows that have them; otherwise they are read where they lie.
 //
 // Blocking in registers and cache as in Goto & van de Geijn, Anatomy of high-performance matrix multiplication (2008).
 #ifndef REAL
@@ -28,30 +27,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {
-    long H, C, W, N, O, P, Q, kh, kw, top, left;
-} Sizes;
-
 // FILTERS * VECTORS sums, VECTORS inputs and one filter are to fit the registers: 32 of AVX-512 and NEON, 16 of AVX. So
-// are 2 * PAIRS, of CHANNELS in tiles: three times 11 are little more than 32 channels, six times little more than 64.
+// are 2 * PAIRS.
 #if defined(__AVX512F__)
-enum { VECTOR_BYTES = 64, FILTERS = 8, VECTORS = 3, PAIRS = 12, CHANNELS = 11 };
+enum { FILTERS = 8, VECTORS = 3, PAIRS = 12 };
 #elif defined(__AVX__)
-enum { VECTOR_BYTES = 32, FILTERS = 4, VECTORS = 3, PAIRS = 6, CHANNELS = 6 };
+enum { FILTERS = 4, VECTORS = 3, PAIRS = 6 };
 #elif defined(__ARM_NEON)
-enum { VECTOR_BYTES = 16, FILTERS = 8, VECTORS = 3, PAIRS = 12, CHANNELS = 11 };
+enum { FILTERS = 8, VECTORS = 3, PAIRS = 12 };
 #else
-enum { VECTOR_BYTES = 16, FILTERS = 4, VECTORS = 3, PAIRS = 6, CHANNELS = 6 };
+enum { FILTERS = 4, VECTORS = 3, PAIRS = 6 };
 #endif
 enum { CHUNK = 128 };  // pixels of 2 vectors of filters, which then stay in the first cache
-enum { TILE = 16 };    // entries of a transformed tile
 enum { RUN = 32 };     // channels that are added up by themselves
-
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
 
 // How many filters there are with those that pack adds.
 long padded_filters(long filters) { return (filters + FILTERS - 1) / FILTERS * FILTERS; }
@@ -153,7 +141,8 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REA
         const long i0 = larger(0, s->top - p), i1 = larger(i0, smaller(s->kh, s->H + s->top - p));
         for (long m = 0; m < length; m += step) {
             const long at = larger(0, smaller(m, length - step));  // the last block overlaps the one before
-            // Taps that for every column of the block read zeros beside the image are left out: their terms are 0.
+            // Taps that for every column of the block read zeros beside the image are left out: their terms are 0, as
+            // filters beside which there are zeros are finite.
             const long last_column = (at + smaller(step, length) - 1) / s->N;
             const long j0 = larger(0, s->left - last_column), j1 = smaller(s->kw, s->W + s->left - at / s->N);
             for (long i = i0; i < i1; ++i) lines[i - i0] = NAME(row)(s, &rows, p - s->top + i) + at;
@@ -207,133 +196,14 @@ INLINE void NAME(outer)(const int lines, const REAL *const *x, const REAL *g, lo
     }
 }
 
-// 3x3 filters without zeros beside the image, where channels and images are many enough to pay for the transforms.
-static int NAME(fits_tiles)(const Sizes *s) {
-    return s->kh == 3 && s->kw == 3 && s->H == s->P + 2 && s->W == s->Q + 2 && s->top == 0 && s->left == 0 && s->C >= 8
-        && s->N >= 16;
-}
-
-// The entries of B^T x B of a tile, at a distance of `pitch` from each other, for `count` pixels. x[i][j]: its pixels.
-INLINE void NAME(tile_x)(const REAL *const x[4][4], long count, long pitch, REAL *to) {
-    for (long n = 0; n < count; n += LANES, to += LANES) {
-        Vector r[4][4];
-        UNROLL for (int j = 0; j < 4; ++j) {
-            Vector d[4];
-            UNROLL for (int i = 0; i < 4; ++i) d[i] = *(const Vector *)(x[i][j] + n);
-            r[0][j] = d[0] - d[2], r[1][j] = d[1] + d[2], r[2][j] = d[2] - d[1], r[3][j] = d[1] - d[3];
-        }
-        UNROLL for (int u = 0; u < 4; ++u) {
-            REAL *const at = to + 4 * u * pitch;
-            *(Vector *)at = r[u][0] - r[u][2], *(Vector *)(at + pitch) = r[u][1] + r[u][2];
-            *(Vector *)(at + 2 * pitch) = r[u][2] - r[u][1], *(Vector *)(at + 3 * pitch) = r[u][1] - r[u][3];
-        }
-    }
-}
-
-// The entries of A g A^T of a tile, for `count` numbers of each of its four pixels; all at a distance of `pitch`.
-INLINE void NAME(tile_g)(const REAL *g, long count, long pitch, REAL *to) {
-    for (long k = 0; k < count; k += LANES, to += LANES) {
-        Vector d[4];
-        UNROLL for (int i = 0; i < 4; ++i) d[i] = *(const Vector *)(g + i * pitch + k);
-        const Vector r[4][2] = {{d[0], d[1]}, {d[0] + d[2], d[1] + d[3]}, {d[0] - d[2], d[1] - d[3]}, {-d[2], -d[3]}};
-        UNROLL for (int u = 0; u < 4; ++u) {
-            REAL *const at = to + 4 * u * pitch;
-            *(Vector *)at = r[u][0], *(Vector *)(at + pitch) = r[u][0] + r[u][1];
-            *(Vector *)(at + 2 * pitch) = r[u][0] - r[u][1], *(Vector *)(at + 3 * pitch) = -r[u][1];
-        }
-    }
-}
-
-// m[4] G, three numbers at a distance of `pitch`.
-INLINE void NAME(times_G)(const REAL m[4], REAL *to, long pitch) {
-    const REAL half = (m[1] + m[2]) / 2;
-    to[0] = m[0] + half, to[pitch] = (m[1] - m[2]) / 2, to[2 * pitch] = half + m[3];
-}
-
-// weight_grad where fits_tiles. Of each tile, 2x2 of g and 4x4 of x, TILE products stand for the 36 of the formula
-// (Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308):
-//
-//   gw = G^T (sum over tiles of (A g A^T) * (B^T x B)) G, where * multiplies entry by entry, and
-//
-//        1  0          1  0 -1  0         1    0    0
-//   A =  1  1    B^T = 0  1  1  0    G = 1/2  1/2  1/2
-//        1 -1          0 -1  1  0        1/2 -1/2  1/2
-//        0 -1          0  1  0 -1         0    0    1
-static int NAME(weight_grad_tiles)(const Sizes *s, const REAL *x, const REAL *g, REAL *gw, long first, long last) {
-    const long lanes = 2 * LANES, channels = (s->C + CHANNELS - 1) / CHANNELS * CHANNELS;
-    const long filters = (s->O + lanes - 1) / lanes * lanes, x_pitch = channels * CHUNK;
-    const long g_pitch = (CHUNK + 1) * lanes;  // no power of two, of which all entries would share a place in the cache
-    static const REAL zeros[CHUNK];
-    REAL *const tiles = calloc(TILE * x_pitch, sizeof(REAL)), *const turned = calloc(4 * g_pitch, sizeof(REAL));
-    REAL *const spread = malloc(TILE * g_pitch * sizeof(REAL));
-    REAL *const sums = calloc(TILE * channels * filters, sizeof(REAL));  // [O / lanes][TILE][channels][lanes]
-    const int failed = !tiles || !turned || !spread || !sums;
-    for (long p = first; p < last && !failed; p += 2)
-        for (long q = 0; q < s->Q; q += 2)
-            for (long n = 0; n < s->N; n += CHUNK) {
-                const long count = smaller(CHUNK, s->N - n), whole = count / LANES * LANES;
-                for (long c = 0; c < s->C; ++c) {
-                    const REAL *in[4][4];
-                    for (long i = 0; i < 4; ++i)
-                        for (long j = 0; j < 4; ++j)
-                            in[i][j] = p + i < s->H && q + j < s->W
-                                ? x + (((p + i) * s->C + c) * s->W + q + j) * s->N + n : zeros;
-                    NAME(tile_x)(in, whole, x_pitch, tiles + c * CHUNK);
-                    if (whole < count) {  // what does not fill a vector, without reading beyond x
-                        REAL rest[4][4][LANES];
-                        const REAL *copies[4][4];
-                        memset(rest, 0, sizeof rest);
-                        for (long k = 0; k < 16; ++k) {
-                            memcpy(rest[k / 4][k % 4], in[k / 4][k % 4] + whole, (count - whole) * sizeof(REAL));
-                            copies[k / 4][k % 4] = rest[k / 4][k % 4];
-                        }
-                        NAME(tile_x)(copies, LANES, x_pitch, tiles + c * CHUNK + whole);
-                    }
-                }
-                for (long o = 0; o < s->O; o += lanes) {
-                    for (long k = 0; k < 4; ++k) {
-                        const long row = p + k / 2, column = q + k % 2;
-                        if (row < last && column < s->Q)
-                            NAME(turn)(g + ((row * s->O + o) * s->Q + column) * s->N + n, s->Q * s->N,
-                                       smaller(lanes, s->O - o), count, turned + k * g_pitch);
-                        else
-                            memset(turned + k * g_pitch, 0, count * lanes * sizeof(REAL));
-                    }
-                    NAME(tile_g)(turned, count * lanes, g_pitch, spread);
-                    for (long k = 0; k < TILE; ++k)
-                        for (long c = 0; c < channels; c += CHANNELS) {
-                            const REAL *in[CHANNELS];
-                            for (long l = 0; l < CHANNELS; ++l) in[l] = tiles + k * x_pitch + (c + l) * CHUNK;
-                            NAME(outer)(CHANNELS, in, spread + k * g_pitch, count,
-                                        sums + ((o / lanes * TILE + k) * channels + c) * lanes);
-                        }
-                }
-            }
-    for (long o = 0; o < s->O && !failed; ++o)
-        for (long c = 0; c < s->C; ++c) {
-            const REAL *const sum = sums + (o / lanes * TILE * channels + c) * lanes + o % lanes;
-            REAL half[4][3];  // the sums of this filter and channel, times G
-            for (long u = 0; u < 4; ++u) {
-                REAL m[4];
-                for (long v = 0; v < 4; ++v) m[v] = sum[(4 * u + v) * channels * lanes];
-                NAME(times_G)(m, half[u], 1);
-            }
-            for (long j = 0; j < 3; ++j) {
-                const REAL m[4] = {half[0][j], half[1][j], half[2][j], half[3][j]};
-                NAME(times_G)(m, gw + (c * 3 + j) * s->O + o, s->C * 3 * s->O);
-            }
-        }
-    free(tiles), free(turned), free(spread), free(sums);
-    return failed ? -1 : 0;
-}
-
-// The part of gw, as [kh][C][kw][O], that output rows first <= p < last have. Returns 0, or -1 where there is no memory.
+// The part of gw, as [kh][C][kw][O], that output rows first <= p < last have. Returns 0, or -1 where there is no
+// memory.
 int NAME(weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL *gw, long first, long last) {
-    if (NAME(fits_tiles)(s)) return NAME(weight_grad_tiles)(s, x, g, gw, first, last);
     const long length = s->Q * s->N, row_pairs = s->C * s->kw, pairs = s->kh * row_pairs, lanes = 2 * LANES;
-    static const REAL zeros[CHUNK];  // for the pairs that fill up the last block
+    static const REAL zeros[CHUNK];  // for rows beside the image, and the pairs that fill up the last block
     Rows rows = {0};
-    REAL *const turned = calloc(CHUNK * lanes, sizeof(REAL)), *const sums = malloc((pairs + PAIRS) * lanes * sizeof(REAL));
+    REAL *const turned = calloc(CHUNK * lanes, sizeof(REAL));
+    REAL *const sums = malloc((pairs + PAIRS) * lanes * sizeof(REAL));
     const int failed = !turned || !sums || NAME(open_rows)(s, x, 0, &rows);
     const REAL *lines[s->kh + 1];
     for (long o = 0; o < s->O && !failed; o += lanes) {
@@ -341,15 +211,17 @@ int NAME(weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL *gw, lo
         memset(sums, 0, (pairs + PAIRS) * lanes * sizeof(REAL));
         rows.copied = 0;
         for (long p = first; p < last; ++p) {
-            const long i0 = larger(0, s->top - p), i1 = larger(i0, smaller(s->kh, s->H + s->top - p));
-            for (long i = i0; i < i1; ++i) lines[i] = NAME(row)(s, &rows, p - s->top + i);
+            for (long i = 0; i < s->kh; ++i) {
+                const long r = p - s->top + i;
+                lines[i] = r >= 0 && r < s->H ? NAME(row)(s, &rows, r) : NULL;
+            }
             for (long m = 0; m < length; m += CHUNK) {
                 const long count = smaller(CHUNK, length - m);
                 NAME(turn)(g + (p * s->O + o) * length + m, length, filters, count, turned);
-                for (long pair = i0 * row_pairs; pair < i1 * row_pairs; pair += PAIRS) {
+                for (long pair = 0; pair < pairs; pair += PAIRS) {
                     const REAL *in[PAIRS];
                     for (long k = pair; k < pair + PAIRS; ++k)
-                        in[k - pair] = k >= i1 * row_pairs ? zeros
+                        in[k - pair] = k >= pairs || !lines[k / row_pairs] ? zeros
                             : lines[k / row_pairs] + k / s->kw % s->C * rows.pitch + k % s->kw * s->N + m;
                     NAME(outer)(PAIRS, in, turned, count, sums + pair * lanes);
                 }

@@ -4,8 +4,8 @@
 //   y[i]    = kept[i] ? scale x[i] : 0,  scale = 1 / (1 - rate)
 //   word(i) = word i % 4 of Philox4x32-10 with counter (i / 4, layer, step, 0) and the seed as key
 //
-// The mask is drawn for i in C order; x, kept and y lie in any one order. Source: Salmon et al., Parallel random numbers:
-// as easy as 1, 2, 3 (2011); Srivastava et al. (2014).
+// The mask is drawn for i in C order; x, kept and y lie in any one order. Source: Salmon et al., Parallel random
+// numbers: as easy as 1, 2, 3 (2011); Srivastava et al. (2014).
 #ifndef REAL
 #include "common.h"
 #include <stdint.h>

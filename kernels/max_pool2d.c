@@ -4,8 +4,8 @@
 //   gradient  first: gx = g at the winner;  all: gx = g wherever x equals y (Theano's rule).  0 elsewhere
 //
 // NaN is larger than any number, and equal to itself. x, gx (H,C,W,N); y, winner, g (P,C,Q,N): the images innermost, so
-// that a window of all images is a few contiguous lines. Where images are few, the lines of several windows of a row are
-// copied together first: a vector unit wants more numbers at a time. Output rows first <= p < last.
+// that a window of all images is a few contiguous lines. Where images are few, the lines of several windows of a row
+// are copied together first: a vector unit wants more numbers at a time. Output rows first <= p < last.
 #ifndef REAL
 #include "common.h"
 #include <stdint.h>
@@ -63,7 +63,8 @@ INLINE void NAME(give_equal)(const REAL *restrict g, const REAL *restrict member
     }
 }
 
-void NAME(max_pool2d)(const REAL *x, REAL *y, uint8_t *winner, long C, long W, long N, long size, long first, long last) {
+void NAME(max_pool2d)(const REAL *x, REAL *y, uint8_t *winner, long C, long W, long N, long size, long first,
+                      long last) {
     const long Q = W / size, together = N && N < BLOCK ? LINE / N : 1;
     for (long p = first; p < last; ++p)
         for (long c = 0; c < C; ++c)

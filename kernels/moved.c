@@ -8,20 +8,18 @@
 // each, which begins at `origin` (row, column), perhaps outside the image, and is 0 there. They lie as (M,edge,edge,C);
 // y and z, of N images, as (N,P,Q,O), channels innermost: each of the M changes, of image[m], is computed by itself.
 // With `keep`, y' and z' are written over y and z; then an image may be there only once, and max_pool2d_moved reads a y
-// that has its change already. origin (M,2), of d; that of e is origin - k + 1 of a convolution, and of a pool origin / k,
-// rounded down.
+// that has its change already. origin (M,2), of d; that of e is origin - k + 1 of a convolution, and of a pool origin /
+// k, rounded down.
 #ifndef REAL
 #include "common.h"
 #include <stdlib.h>
 #include <string.h>
 
 // COLUMNS pixels x 2 vectors of filters stay in registers while the terms of the sum run.
-#if defined(__AVX512F__)
-enum { MOVED_BYTES = 64, COLUMNS = 7 };
-#elif defined(__AVX__)
-enum { MOVED_BYTES = 32, COLUMNS = 5 };
+#ifdef __AVX512F__
+enum { COLUMNS = 7 };
 #else
-enum { MOVED_BYTES = 16, COLUMNS = 5 };
+enum { COLUMNS = 5 };
 #endif
 
 typedef struct {
@@ -32,15 +30,9 @@ INLINE long floor_div(long a, long b) { return a / b - (a % b < 0); }
 
 // How many filters there are with those that pack_moved adds.
 long padded_moved(long filters, long bytes_of_real) {
-    const long pair = 2 * MOVED_BYTES / bytes_of_real;
+    const long pair = 2 * VECTOR_BYTES / bytes_of_real;
     return (filters + pair - 1) / pair * pair;
 }
-
-#ifdef __clang__
-#define UNROLLED _Pragma("clang loop unroll(full)")
-#else
-#define UNROLLED _Pragma("GCC unroll 16")
-#endif
 
 #define REAL float
 #include "moved.c"
@@ -49,8 +41,8 @@ long padded_moved(long filters, long bytes_of_real) {
 #include "moved.c"
 #else
 
-typedef REAL NAME(Lane) __attribute__((vector_size(MOVED_BYTES), aligned(sizeof(REAL))));
-#define LANES (MOVED_BYTES / (long)sizeof(REAL))
+typedef REAL NAME(Lane) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
+#define LANES (VECTOR_BYTES / (long)sizeof(REAL))
 #define PAIR (2 * LANES)
 
 // w, packed (O / PAIR,k,k,C,PAIR), the last filters filled up with zeros.
@@ -63,28 +55,29 @@ void NAME(pack_moved)(const Moved *s, const REAL *w, REAL *packed) {
                         o < s->O ? w[((o * s->C + c) * s->k + i) * s->k + j] : 0;
 }
 
-// sums[q][PAIR] of COLUMNS outputs in a row; d begins at the first one's input, `rows` rows of `pitch` numbers, and w at
-// the row of taps that meets the first of them.
+// sums[q][PAIR] of COLUMNS outputs in a row; d begins at the first one's input, `rows` rows of `pitch` numbers, and w
+// at the row of taps that meets the first of them.
 INLINE void NAME(sum_moved)(const REAL *d, long rows, long pitch, long C, long k, const REAL *w, REAL *sums) {
     NAME(Lane) sum[COLUMNS][2] = {};
     for (long i = 0; i < rows; ++i)
         for (long jc = 0; jc < k * C; ++jc, w += PAIR) {
             const NAME(Lane) w0 = *(const NAME(Lane) *)w, w1 = *(const NAME(Lane) *)(w + LANES);
-            UNROLLED for (long q = 0; q < COLUMNS; ++q) {
+            UNROLL for (long q = 0; q < COLUMNS; ++q) {
                 const REAL x = d[i * pitch + q * C + jc];
                 sum[q][0] += x * w0;
                 sum[q][1] += x * w1;
             }
         }
-    UNROLLED for (long q = 0; q < COLUMNS; ++q) {
+    UNROLL for (long q = 0; q < COLUMNS; ++q) {
         *(NAME(Lane) *)(sums + q * PAIR) = sum[q][0];
         *(NAME(Lane) *)(sums + q * PAIR + LANES) = sum[q][1];
     }
 }
 
-int NAME(conv2d_moved)(const Moved *s, const long *image, const long *origin, const REAL *d, const REAL *packed, int relu,
-                       int keep, REAL *y, REAL *e, long first, long last) {
-    const long to = s->edge + s->k - 1, blocks = (to + COLUMNS - 1) / COLUMNS, pitch = (blocks * COLUMNS + s->k - 1) * s->C;
+int NAME(conv2d_moved)(const Moved *s, const long *image, const long *origin, const REAL *d, const REAL *packed,
+                       int relu, int keep, REAL *y, REAL *e, long first, long last) {
+    const long to = s->edge + s->k - 1, blocks = (to + COLUMNS - 1) / COLUMNS;
+    const long pitch = (blocks * COLUMNS + s->k - 1) * s->C;
     REAL *const padded = calloc(s->edge * pitch, sizeof(REAL)), sums[COLUMNS * PAIR];
     if (!padded) return 1;
     for (long m = first; m < last; ++m) {
@@ -95,7 +88,8 @@ int NAME(conv2d_moved)(const Moved *s, const long *image, const long *origin, co
         memset(e + m * to * to * s->O, 0, to * to * s->O * sizeof(REAL));
         for (long r = larger(0, -top); r < smaller(to, s->P - top); ++r) {
             // Output row r takes the rows r - k + 1 to r of d, as far as there are such.
-            const long from = larger(0, r - s->k + 1), rows = smaller(s->edge, r + 1) - from, tap = from - (r - s->k + 1);
+            const long from = larger(0, r - s->k + 1), rows = smaller(s->edge, r + 1) - from;
+            const long tap = from - (r - s->k + 1);
             for (long o = 0; o < s->O; o += PAIR)
                 for (long q0 = 0; q0 < to; q0 += COLUMNS) {
                     const REAL *const w = packed + (o * s->k + tap * PAIR) * s->k * s->C;

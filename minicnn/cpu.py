@@ -91,15 +91,14 @@ def conv2d(x: Array, w: Array, b: Array | None, size_out: Size, offset: Size, re
     """
     _check_dtypes(x, w, b)
     y = buffers.empty((size_out[0], len(w), size_out[1], len(x)), x.dtype)
-    return _logical(_kernels()[0].correlate(_physical(x), w, y, offset, b, relu))
+    return _logical(_kernels()[0].correlate(_physical(x), w, offset, y, b, relu))
 
 
 def conv2d_input_grad(g: Array, w: Array, size: Size, offset: Size) -> Array:
-    """Gradient of conv2d by x: g correlated with the flipped, transposed filters. g (N, O, H', W') -> (N, C, *size)."""
+    """Gradient of conv2d by x. g (N, O, H', W') -> (N, C, *size)."""
     _check_dtypes(g, w)
-    flipped, flipped_offset = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3), tuple(np.subtract(w.shape[2:], offset) - 1)
     gx = buffers.empty((size[0], w.shape[1], size[1], len(g)), g.dtype)
-    return _logical(_kernels()[0].correlate(_physical(g), flipped, gx, flipped_offset))
+    return _logical(_kernels()[0].input_grad(_physical(g), w, gx, offset))
 
 
 def conv2d_weight_grad(x: Array, g: Array, kernel: Size, offset: Size) -> Array:

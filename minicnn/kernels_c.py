@@ -6,24 +6,29 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minicnn import buffers, compiled
-from minicnn.threads import MULTIPLY_ADDS, over_rows
+from minicnn import buffers, compiled, kernels_numpy
+from minicnn.threads import MULTIPLY_ADDS, chunks, in_parallel, over_rows, workers
 
 Array = np.ndarray
 Size = tuple[int, ...]  # rows, columns
 
-SOURCES = ("conv2d.c", "relu.c", "max_pool2d.c", "moved.c", "dropout.c", "nesterov.c")
+SOURCES = ("conv2d.c", "conv3x3_grads.c", "relu.c", "max_pool2d.c", "moved.c", "dropout.c", "nesterov.c")
+
+BLOCK = 16  # images that conv3x3_grads.c takes at once, or more
 
 # The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the
 # REAL in use. They return nothing; those with "status" in front return whether they had no memory.
 FUNCTIONS = {
     "pack": "sizes array array array",
     "correlate": "status sizes array array array int array long long",
+    "input_grad": "status sizes array array array long long long long",
+    "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
     "relu_grad": "array array array long",
     "max_pool2d": "array array array long long long long long long",
@@ -70,6 +75,7 @@ class CKernels:
         self._kept = library["dropout_kept"]
         self._kept.argtypes = [ctypes.c_void_p, ctypes.c_long, *2 * [ctypes.c_uint32], *2 * [ctypes.c_uint64]]
         self._kept.restype = None
+        self._vector_bytes = ctypes.c_long.in_dll(library, "vector_bytes").value
         self._padded_filters = library["padded_filters"]
         self._padded_filters.argtypes, self._padded_filters.restype = [ctypes.c_long], ctypes.c_long
         self._padded_moved = library["padded_moved"]
@@ -82,10 +88,13 @@ class CKernels:
             raise MemoryError(f"no memory for the rows that {name} works on")
 
     def correlate(
-        self, x: Array, w: Array, y: Array, offset: Size, bias: Array | None = None, relu: bool = False
+        self, x: Array, w: Array, offset: Size, y: Array, bias: Array | None = None, relu: bool = False
     ) -> Array:
         filters, channels, *kernel = w.shape
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
+        beside = any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1
+        if beside and not np.isfinite(w).all():  # times the zeros beside the images, which C leaves out, they are NaN
+            return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
         packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
@@ -99,26 +108,71 @@ class CKernels:
         over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
         return y
 
+    def input_grad(self, g: Array, w: Array, gx: Array, offset: Size) -> Array:
+        if not np.isfinite(w).all():  # times 0 that is NaN, and C leaves out what is times 0
+            return kernels_numpy.input_grad(g, w, gx, offset)
+        (filters, channels, *kernel), (height, _, _, images) = w.shape, gx.shape
+        vectors, lanes = self._channel_vectors(channels, kernel, g.dtype)
+        if not vectors:
+            return self.correlate(g, *kernels_numpy.flipped(w, offset), gx)
+        packed = np.zeros((vectors * lanes, filters, 9), g.dtype)
+        packed[:channels] = w.transpose(1, 0, 2, 3).reshape(channels, filters, 9)
+        packed = np.ascontiguousarray(packed.reshape(vectors, lanes, filters, 9).transpose(0, 2, 3, 1))
+        sizes = Sizes(*gx.shape, *_output(g), *kernel, *offset)
+
+        def part(first_row, last_row, first_image, last_image):
+            self._call("input_grad", g.dtype, sizes, g, packed, gx, first_row, last_row, first_image, last_image)
+
+        if images < BLOCK * workers():
+            work = gx.size * filters * 9 // MULTIPLY_ADDS
+            over_rows(lambda first, last: part(first, last, 0, images), gx, work)
+        else:  # the fewer parts the longer the lines in which memory is read; the bits are the same for any
+            shares = chunks(images, math.ceil(images / workers()))
+            in_parallel(lambda share: part(0, height, share.start, min(share.stop, images)), shares)
+        return gx
+
+    def _channel_vectors(self, channels: int, kernel: Sequence[int], dtype: np.dtype) -> tuple[int, int]:
+        """How many vectors of channels there are in conv3x3_grads.c, and the channels of each; none where it is not for
+        such filters, or most of the channels that it computes would be none of theirs."""
+        lanes = self._vector_bytes // dtype.itemsize
+        vectors = math.ceil(channels / lanes)
+        return vectors if tuple(kernel) == (3, 3) and vectors * lanes <= 2 * channels else 0, lanes
+
     def product(self, x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
         y = np.empty((w.shape[1], x.shape[1]), x.dtype)
 
         def units(first, last):
             filters, part = w[:, first:last].T[:, :, None, None], y[None, first:last, None]
-            self.correlate(x[None, :, None], filters, part, (0, 0), None if bias is None else bias[first:last], relu)
+            self.correlate(x[None, :, None], filters, (0, 0), part, None if bias is None else bias[first:last], relu)
 
         over_rows(units, y, y.size * len(x) // MULTIPLY_ADDS)
         return y
 
     def weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
-        sizes = Sizes(*x.shape, *_output(g), *kernel, *offset)
+        channels, (height, filters, _, images) = x.shape[1], g.shape
+        sizes, work = Sizes(*x.shape, *_output(g), *kernel, *offset), g.size * channels * math.prod(kernel)
+        vectors, lanes = self._channel_vectors(channels, kernel, x.dtype)
+        if not vectors:
 
-        def row_pairs(first, last):  # C takes two rows at a time
-            part = np.empty((kernel[0], x.shape[1], kernel[1], g.shape[1]), x.dtype)
-            self._call("weight_grad", x.dtype, sizes, x, g, part, 2 * first, min(2 * last, len(g)))
-            return part
+            def rows(first, last):
+                part = np.empty((kernel[0], channels, kernel[1], filters), x.dtype)
+                self._call("weight_grad", x.dtype, sizes, x, g, part, first, last)
+                return part
 
-        work = g.size * x.shape[1] * math.prod(kernel) // MULTIPLY_ADDS
-        return functools.reduce(np.add, over_rows(row_pairs, g[::2], work))
+            return functools.reduce(np.add, over_rows(rows, g, work // MULTIPLY_ADDS))
+
+        def part(first_row, last_row, first_image, last_image):
+            packed = np.empty((vectors, filters, 3, 3, lanes), x.dtype)
+            ends = first_row, last_row, first_image, last_image
+            self._call("sparse_weight_grad", x.dtype, sizes, x, g, packed, *ends)
+            return packed
+
+        if images < 4 * BLOCK:
+            parts = over_rows(lambda first, last: part(first, last, 0, images), g, work // MULTIPLY_ADDS)
+        else:
+            parts = over_rows(lambda first, last: part(0, height, first, last), range(images), work // MULTIPLY_ADDS)
+        gw = functools.reduce(np.add, parts).transpose(2, 0, 4, 3, 1)
+        return gw.reshape(3, vectors * lanes, 3, filters)[:, :channels]
 
     def product_weight_grad(self, x: Array, g: Array) -> Array:
         gw = np.empty((len(x), len(g)), x.dtype)

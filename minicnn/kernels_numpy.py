@@ -26,7 +26,11 @@ def columns(x: Array, size_out: Size, kernel: Size, offset: Size) -> Array:
     return windows.transpose(0, 2, 3, 1, 4, 5).reshape(*size_out, images, channels * math.prod(kernel))
 
 
-def correlate(x: Array, w: Array, y: Array, offset: Size, bias: Array | None = None, relu: bool = False) -> Array:
+_quiet = np.errstate(over="ignore", invalid="ignore")  # infinity and NaN are results like any other, as C has them
+
+
+@_quiet
+def correlate(x: Array, w: Array, offset: Size, y: Array, bias: Array | None = None, relu: bool = False) -> Array:
     """y[p, o, q, n] = bias[o] + sum_{i,c,j} w[o, c, i, j] x[p + i - top, c, q + j - left, n], then max(y, 0) with relu.
 
     w (O, C, kh, kw) of any strides, offset (top, left). Writes and returns y.
@@ -39,12 +43,34 @@ def correlate(x: Array, w: Array, y: Array, offset: Size, bias: Array | None = N
     return np.maximum(y, 0, out=y) if relu else y
 
 
+@_quiet
+def input_grad(g: Array, w: Array, gx: Array, offset: Size) -> Array:
+    """gx[r, c, s, n] = sum_{o,i,j} w[o, c, i, j] g[r - i + top, o, s - j + left, n], the sum over those g that there
+    are: g correlated with the flipped, transposed filters. Writes and returns gx."""
+    if np.isfinite(w).all():
+        return correlate(g, *flipped(w, offset), gx)
+    gx[...] = 0  # tap by tap: no filter that is not finite is to meet a zero beside g
+    for i, j in np.ndindex(*w.shape[2:]):
+        top, left = offset[0] - i, offset[1] - j
+        rows = slice(max(0, -top), min(len(gx), len(g) - top))
+        columns = slice(max(0, -left), min(gx.shape[2], g.shape[2] - left))
+        met = g[rows.start + top : max(0, rows.stop + top), :, columns.start + left : max(0, columns.stop + left)]
+        gx[rows, :, columns] += np.einsum("oc,poqn->pcqn", w[:, :, i, j], met)
+    return gx
+
+
+def flipped(w: Array, offset: Size) -> tuple[Array, Size]:
+    """The filters and offset by which correlate gives the input gradient of that with w and `offset`."""
+    return w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3), tuple(k - o - 1 for k, o in zip(w.shape[2:], offset, strict=True))
+
+
 def product(x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
     """x w + bias as a convolution of images of one pixel: x (D, N), w (D, U) of any strides -> (U, N)."""
     y = np.empty((1, w.shape[1], 1, x.shape[1]), x.dtype)
-    return correlate(x[None, :, None], w.T[:, :, None, None], y, (0, 0), bias, relu)[0, :, 0]
+    return correlate(x[None, :, None], w.T[:, :, None, None], (0, 0), y, bias, relu)[0, :, 0]
 
 
+@_quiet
 def weight_grad(x: Array, g: Array, kernel: Size, offset: Size) -> Array:
     """gw[i, c, j, o] = sum_{p,q,n} g[p, o, q, n] x[p + i - top, c, q + j - left, n] -> (kh, C, kw, O)."""
     windows = columns(x, (len(g), g.shape[2]), kernel, offset)

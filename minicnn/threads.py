@@ -46,6 +46,11 @@ def threads() -> int:
     return 1 + _helpers.count
 
 
+def workers() -> int:
+    """Among how many threads in_parallel divides its items here: in a job of its own, none but the one at work."""
+    return 1 if getattr(_this_thread, "works", False) else threads()
+
+
 def set_threads(count: int) -> None:
     """Use `count` threads (at least 1) for the work on rows or on jobs; BLAS keeps its own setting."""
     global _helpers
@@ -62,7 +67,7 @@ def in_parallel(job: Callable[[Any], Any], items: Sequence) -> list:
     """[job(item) for every item of a list], the items divided among the threads. What a job calls is not divided
     further, unless it is the only one: threads that wait for each other would stand still. After an error, and after
     Ctrl-C, no job begins any more."""
-    if not _helpers.count or len(items) == 1 or getattr(_this_thread, "works", False):
+    if workers() == 1 or len(items) == 1:
         return [job(item) for item in items]
     results, turn = [None] * len(items), itertools.count()
     errors: list[BaseException] = []

@@ -159,10 +159,11 @@ SHAPES = [
     (0, 2, 5, 5, 3, (3, 3), (0, 0)),
     (2, 0, 5, 5, 3, (3, 3), (1, 1)),
     (2, 3, 5, 5, 0, (3, 3), (1, 1)),
-    # weight gradients in tiles: a tile alone, tiles beyond the last row and column, more channels and images than fit
+    # channels for vectors of conv3x3_grads.c, fewer and more images than it takes at once, too large for its cache
     (16, 8, 3, 3, 1, (3, 3), (0, 0)),
     (131, 12, 8, 7, 33, (3, 3), (0, 0)),
-    (17, 23, 5, 10, 40, (3, 3), (0, 0)),
+    (17, 23, 5, 10, 40, (3, 3), (1, 1)),
+    (33, 64, 4, 90, 2, (3, 3), (2, 2)),
 ]
 
 
@@ -187,7 +188,7 @@ def test_conv2d_on_both_roads(road, shape, dtype):
         cpu.conv2d(x, w, None, size_out, offset, False), naive(x, w, 0 * b, size_out, offset), atol=10 * tolerance
     )
 
-    g = rng.standard_normal(exact.shape).astype(dtype)
+    g = (rng.standard_normal(exact.shape) * (rng.random(exact.shape) < 0.4)).astype(dtype)  # with zeros, as of a ReLU
     flipped = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
     back = tuple(k - 1 - o for k, o in zip(kernel, offset, strict=True))
     gx = cpu.conv2d_input_grad(g, w, (rows, columns), offset)
@@ -207,10 +208,25 @@ def test_conv2d_gives_equal_windows_equal_sums(road, images):
     assert (y == y[:1, :, :1, :1]).all()
 
 
-def test_conv2d_of_an_image_does_not_depend_on_its_neighbours(road):
+@pytest.mark.parametrize("channels", [3, 20])
+def test_conv2d_input_gradient_of_equal_windows_is_equal(road, channels):
+    """To the last bit, wherever they lie and whatever is zero beside them: what a saliency map ranks hangs on it."""
+    rng = np.random.default_rng(1)
+    g, w = np.zeros((2, 7, 20, 19), np.float32), rng.standard_normal((7, channels, 3, 3), np.float32)
+    for row, column in ((0, 0), (4, 5), (9, 13), (16, 14)):
+        g[0, :, row : row + 3, column : column + 3] = rng.standard_normal((7, 3, 3), np.float32)
+        g[0, ::2, row, column] = 0
+    g[1, :, 1:, 2:] = g[0, :, :-1, :-2]
+    gx = cpu.conv2d_input_grad(g, w, (22, 21), (0, 0))
+    assert np.array_equal(gx[1, :, 1:, 2:], gx[0, :, :-1, :-2]) and gx[0].any()
+
+
+@pytest.mark.parametrize("channels", [3, 20])
+def test_conv2d_of_an_image_does_not_depend_on_its_neighbours(road, channels):
     rng = np.random.default_rng(2)
-    x, w, b = rng.random((70, 3, 9, 9), np.float32), rng.random((5, 3, 3, 3), np.float32), np.zeros(5, np.float32)
-    g, d = rng.random((70, 5, 7, 7), np.float32), rng.random((70, 1000), np.float32)
+    x, w = rng.random((70, channels, 9, 9), np.float32), rng.random((5, channels, 3, 3), np.float32)
+    g, d, b = rng.random((70, 5, 7, 7), np.float32), rng.random((70, 1000), np.float32), np.zeros(5, np.float32)
+    g[rng.random(g.shape) < 0.5] = 0
     u = rng.random((1000, 7), np.float32)
     functions = (
         (lambda part: cpu.conv2d(x[part], w, b, (7, 7), (0, 0), True)),
@@ -224,9 +240,14 @@ def test_conv2d_of_an_image_does_not_depend_on_its_neighbours(road):
             assert (function(part) == whole[part]).all()
 
 
-def test_conv2d_has_the_same_bits_for_any_number_of_threads(road):
+@pytest.mark.parametrize("images", [40, 135])
+def test_conv2d_has_the_same_bits_for_any_number_of_threads(road, images):
     rng = np.random.default_rng(3)
-    x, w, b = rng.random((40, 8, 20, 20), np.float32), rng.random((16, 8, 3, 3), np.float32), np.zeros(16, np.float32)
+    x, w, b = (
+        rng.random((images, 8, 20, 20), np.float32),
+        rng.random((16, 8, 3, 3), np.float32),
+        np.zeros(16, np.float32),
+    )
     before, found = cpu.threads(), []
     try:
         for threads in (1, 2, 3, 4):
@@ -239,6 +260,41 @@ def test_conv2d_has_the_same_bits_for_any_number_of_threads(road):
         cpu.set_threads(before)
     for others in found[1:]:
         assert all((a == b).all() for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("channels, kernel, padding", [(8, 3, 0), (20, 3, 1), (3, 3, 1), (2, 2, 0), (1, 5, 2)])
+@pytest.mark.parametrize("where", "xwg")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 2e307])
+def test_conv2d_of_numbers_that_are_not_finite_or_hardly(road, channels, kernel, padding, where, value):
+    """They reach the sums that they are terms of, and no others, whatever is left out as 0: as PyTorch has it."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.standard_normal((18, channels, 7, 6)), "w": rng.standard_normal((4, channels, kernel, kernel))}
+    size_out = tuple(s + 2 * padding - kernel + 1 for s in (7, 6))
+    arrays["g"] = rng.standard_normal((18, 4, *size_out)) * (rng.random((18, 4, *size_out)) < 0.4)
+    arrays[where].flat[rng.integers(arrays[where].size, size=2)] = value
+    x, w, g = arrays.values()
+    images, filters = (torch.tensor(a, requires_grad=True) for a in (x, w))
+    y = torch.nn.functional.conv2d(images, filters, padding=padding)
+    y.backward(torch.tensor(g))
+    offset = padding, padding
+    for found, right in (
+        (cpu.conv2d(x, w, None, size_out, offset, False), y.detach()),
+        (cpu.conv2d_input_grad(g, w, (7, 6), offset), images.grad),
+        (cpu.conv2d_weight_grad(x, g, (kernel, kernel), offset), filters.grad),
+    ):
+        np.testing.assert_allclose(found, right.numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_conv2d_weight_gradient_is_as_exact_beside_a_large_pixel(road):
+    """Each entry is off by roundings of its own terms, not of those of its neighbours."""
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((32, 16, 6, 6), np.float32), rng.standard_normal((32, 5, 4, 4), np.float32)
+    x[:, :, 1, 1] = 1e6
+    flipped = x.transpose(1, 0, 2, 3), g.transpose(1, 0, 2, 3), np.zeros(5), (3, 3), (0, 0)
+    exact, size = naive(*flipped), naive(*map(abs, flipped[:2]), *flipped[2:])
+    gw = cpu.conv2d_weight_grad(x, g, (3, 3), (0, 0)).transpose(1, 0, 2, 3)
+    assert (abs(gw - exact) <= 20 * np.finfo(np.float32).eps * size).all() and size.max() > 1e4 * size.min()
 
 
 # N, P, Q, C, O, kernel, edge of the change, its origin: in the middle, at corners, partly and wholly outside
@@ -343,7 +399,7 @@ def test_conv2d_refuses_mixed_dtypes(road):
 @NEEDS_COMPILER
 def test_sizes_are_those_of_the_source():
     """Field by field: two that were swapped would pass unseen."""
-    source = (compiled.kernel_folder() / "conv2d.c").read_text()
+    source = (compiled.kernel_folder() / "common.h").read_text()
     declared = source.split("typedef struct {\n    long ")[1].split(";")[0].split(", ")
     assert [name for name, _ in kernels_c.Sizes._fields_] == declared
     assert all(kind is ctypes.c_long for _, kind in kernels_c.Sizes._fields_ + kernels_c.Moved._fields_)

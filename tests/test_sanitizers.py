@@ -96,8 +96,10 @@ def launch_c_kernels(defect=None):
         compiled.kernel_folder, kernels_c.over_rows = lambda: folder, in_threads_of_their_own
         os.environ |= {"MINICNN_CACHE": temporary, "MINICNN_CONV": "compiled"}
         cpu._kernels.cache_clear()
+        cpu.set_threads(2)
         for dtype in (np.float32, np.float64) * (10 if defect and defect.sanitizer == "thread" else 1):
-            for case in ((3, 2, 3, (7, 6), (1, 1)), (137, 5, 9, (9, 8), (0, 0)), (137, 9, 5, (9, 8), (0, 0))):
+            few, many = [(3, channels, 3, (7, 6), (1, 1)) for channels in (2, 9)], [(137, 5, 9), (137, 9, 5)]
+            for case in (*few, *((*sizes, (9, 8), (0, 0)) for sizes in many)):
                 _convolve_and_pool(dtype, *case)
             x, w, b = np.ones((5, 9), dtype), np.ones((9, 11), dtype), np.ones(11, dtype)
             y = cpu.dense(x, w, b, True)
@@ -149,7 +151,11 @@ C_DEFECTS = {
     "too few zeros": Defect(
         "conv2d.c", "zeros[CHUNK]", "zeros[CHUNK / 4]", "address", "AddressSanitizer: global-buffer-overflow"
     ),
-    "a tile beyond the image": Defect("conv2d.c", "p + i < s->H &&", "p + i <= s->H &&", "address", OVERFLOW),
+    "lists for fewer entries": Defect(
+        "conv3x3_grads.c", "most * longest * sizeof(Entry)", "most * longest * sizeof(REAL)", "address", OVERFLOW
+    ),
+    "a row of x below the image": Defect("conv3x3_grads.c", "r >= s->H", "r > s->H", "address", OVERFLOW),
+    "images of the next thread": Defect("conv3x3_grads.c", "smaller(most, last_image - n)", "most", "thread", RACE),
     "a block beyond the windows": Defect(
         "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW
     ),

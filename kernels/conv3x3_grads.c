@@ -1,0 +1,222 @@
+// Gradients of a 3x3 convolution with stride 1 that leave out what is 0 in g:
+//
+//   input gradient  gx[r,c,s,n] = sum_{i,j} sum_o w[o,c,i,j] g[r-i+top,o,s-j+left,n]
+//   weight gradient gw[o,c,i,j] = sum_{p,q,n} g[p,o,q,n] x[p+i-top,c,q+j-left,n]
+//
+// Arrays lie as in conv2d.c: x, gx (H,C,W,N), g (P,O,Q,N); x and g are zero outside. Of what a 2x2 max-pool passes back
+// one entry in four is not 0, of what a ReLU does about half. Which ones differs from image to image, so vectors cannot
+// run along the images, as they do in conv2d.c: they run along the channels c. w and gw are packed for it, as
+// [C / LANES][O][TAPS][LANES], the channels beyond C zero.
+//
+// What is not 0 is listed, image by image. For 3x3 taps x LANES channels the sums of a list stay in registers: a step
+// loads 9 vectors for 9 multiply-adds. Its lists: of the input gradient, all o of one place (p, q), whose sums are then
+// added to the 3x3 places that they meet, places in order; of the weight gradient, all places of ROWS rows of one o. So
+// every number is the sum of the same terms in the same order wherever it lies: equal windows have equal sums to the
+// last bit.
+//
+// Memory is read and written in lines of many images, BLOCK to MOST; between, an image lies by itself, channels
+// innermost, as many images at a time as fit the second cache.
+#ifndef REAL
+
+#include "common.h"
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TAPS = 9, BLOCK = 16, MOST = 64, CACHE = 3 << 18 };  // CACHE: bytes of the second cache for images at work
+enum { ROWS = 4 };   // of g that the weight gradient takes together
+enum { AHEAD = 3 };  // columns of g that are asked of memory early
+
+const long vector_bytes = VECTOR_BYTES;
+
+#define REAL float
+#include "conv3x3_grads.c"
+#undef REAL
+#define REAL double
+#include "conv3x3_grads.c"
+
+#else
+
+#define Vector NAME(TapVector)
+#define Entry NAME(Entry)
+#define Sums NAME(Sums)
+#define LANES ((long)(VECTOR_BYTES / sizeof(REAL)))
+typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+
+// A number of g that is not 0, and where what it is multiplied with begins.
+typedef struct {
+    REAL value;
+    int32_t at;
+} Entry;
+
+// The sums of a list, for TAPS taps x LANES channels.
+typedef struct {
+    Vector of[TAPS];
+} Sums;
+
+// `count` numbers of some bytes filled up to an odd number of cache lines: what lies at such a distance from each other
+// has different places in the cache.
+static long NAME(pitch)(long count, long bytes) { return ((count * bytes / 64 + 1) | 1) * 64 / bytes; }
+
+// How many images of `numbers` numbers each are at work together.
+static long NAME(together)(long numbers) {
+    return larger(BLOCK, smaller(MOST, CACHE / (numbers * (long)sizeof(REAL)) / BLOCK * BLOCK));
+}
+
+// Which of at most 64 numbers are not 0, a bit for each.
+INLINE uint64_t NAME(present)(const REAL *line, long count) {
+    uint64_t present = 0;
+    long k = 0;
+    for (; k + BLOCK <= count; k += BLOCK) {
+        uint32_t bits = 0;
+        for (int l = 0; l < BLOCK; ++l) bits |= (uint32_t)(line[k + l] != 0) << l;
+        present |= (uint64_t)bits << k;
+    }
+    for (; k < count; ++k) present |= (uint64_t)(line[k] != 0) << k;
+    return present;
+}
+
+// Appends the numbers of a line that are not 0, or all, to the lists of their images, which end at `ends`.
+INLINE void NAME(append)(const REAL *line, long images, int32_t at, int all, Entry **ends) {
+    for (uint64_t bits = all ? ~0ull >> (MOST - images) : NAME(present)(line, images); bits; bits &= bits - 1) {
+        const int k = __builtin_ctzll(bits);
+        *ends[k]++ = (Entry){line[k], at};
+    }
+}
+
+// Asks memory for a line that is read soon.
+INLINE void NAME(fetch)(const REAL *line, long images) {
+    for (long k = 0; k < images; k += 64 / sizeof(REAL)) __builtin_prefetch(line + k);
+}
+
+// of[t] = sum of value * (vector t of those at `from + at`, at distances of row and column).
+INLINE Sums NAME(sum)(const Entry *e, const Entry *end, const REAL *from, long row, long column) {
+    Sums sums = {0};
+    for (; e < end; ++e)
+        UNROLL for (int t = 0; t < TAPS; ++t)
+            sums.of[t] += e->value * *(const Vector *)(from + e->at + t / 3 * row + t % 3 * column);
+    return sums;
+}
+
+INLINE void NAME(add)(Sums sums, REAL *const rows[3], long at, long column) {
+    UNROLL for (int t = 0; t < TAPS; ++t) *(Vector *)(rows[t / 3] + at + t % 3 * column) += sums.of[t];
+}
+
+// Rows first <= r < last of gx, for the images first_image <= n < last_image. Returns 0, or -1 where there is no
+// memory.
+int NAME(input_grad)(const Sizes *s, const REAL *g, const REAL *packed, REAL *gx, long first, long last,
+                     long first_image, long last_image) {
+    const long depth = (s->C + LANES - 1) / LANES * LANES, columns = larger(s->Q + 2, s->W + s->left);
+    const long line = columns * depth, image = NAME(pitch)(3 * line, sizeof(REAL));
+    const long most = NAME(together)(image), longest = NAME(pitch)(s->Q * s->O, sizeof(Entry));
+    REAL *const at_work = calloc(most * image, sizeof(REAL));  // row r of gx in place (r + top) % 3
+    Entry *const lists = malloc(most * longest * sizeof(Entry));
+    Entry **const ends = malloc((s->Q + 1) * MOST * sizeof(Entry *));
+    const int failed = !at_work || !lists || !ends;
+    for (long n = first_image; n < last_image && !failed; n += most) {
+        const long images = smaller(most, last_image - n);
+        for (long p = larger(0, first + s->top - 2); p < last + s->top; ++p) {
+            for (long k = 0; k < images; ++k) ends[k] = lists + k * longest;
+            for (long q = 0; q < s->Q && p < s->P; ++q) {
+                Entry **const end = ends + (q + 1) * MOST;
+                memcpy(end, end - MOST, images * sizeof(Entry *));
+                for (long o = 0; o < s->O; ++o) {
+                    const REAL *const entries = g + ((p * s->O + o) * s->Q + q) * s->N + n;
+                    NAME(fetch)(entries + AHEAD * s->N, images);
+                    NAME(append)(entries, images, o * TAPS * LANES, 0, end);
+                }
+            }
+            for (long c = 0; c < depth && p < s->P; c += LANES)
+                for (long k = 0; k < images; ++k) {
+                    REAL *const to = at_work + k * image + c;
+                    REAL *const rows[3] = {to + p % 3 * line, to + (p + 1) % 3 * line, to + (p + 2) % 3 * line};
+                    for (long q = 0; q < s->Q; ++q) {
+                        const Entry *const begin = ends[q * MOST + k], *const end = ends[(q + 1) * MOST + k];
+                        if (begin == end) continue;
+                        const Sums sums = NAME(sum)(begin, end, packed + c * s->O * TAPS, 3 * LANES, LANES);
+                        NAME(add)(sums, rows, q * depth, depth);
+                    }
+                }
+            const long r = p - s->top;  // no later row of g meets it
+            REAL *const done = at_work + p % 3 * line;
+            for (long q = 0; q < s->W && r >= first && r < last; ++q)
+                for (long c = 0; c < s->C; ++c)
+                    for (long k = 0; k < images; ++k)
+                        gx[((r * s->C + c) * s->W + q) * s->N + n + k] = done[k * image + (q + s->left) * depth + c];
+            for (long k = 0; k < images; ++k) memset(done + k * image, 0, line * sizeof(REAL));
+        }
+        memset(at_work, 0, most * image * sizeof(REAL));
+    }
+    free(at_work), free(lists), free(ends);
+    return failed ? -1 : 0;
+}
+
+// Row r of x for `images` images from n on, zeros beside it, to `to` with channels innermost. Returns whether a number
+// is not finite.
+static int NAME(turn_row)(const Sizes *s, const REAL *x, long r, long n, long images, long depth, long image,
+                          REAL *to) {
+    int infinite = 0;
+    for (long q = 0; q < s->Q + 2; ++q)
+        for (long c = 0; c < s->C; ++c) {
+            const long column = q - s->left;
+            REAL *const at = to + q * depth + c;
+            if (r < 0 || r >= s->H || column < 0 || column >= s->W) {
+                for (long k = 0; k < images; ++k) at[k * image] = 0;
+                continue;
+            }
+            const REAL *const pixels = x + ((r * s->C + c) * s->W + column) * s->N + n;
+            NAME(fetch)(pixels + 2 * s->N, images);
+            for (long k = 0; k < images; ++k) infinite |= pixels[k] - pixels[k] != 0;
+            for (long k = 0; k < images; ++k) at[k * image] = pixels[k];
+        }
+    return infinite;
+}
+
+// The part of gw that rows first <= p < last of the images first_image <= n < last_image have. Returns 0, or -1 where
+// there is no memory.
+int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL *gw, long first, long last,
+                             long first_image, long last_image) {
+    const long depth = (s->C + LANES - 1) / LANES * LANES, line = (s->Q + 2) * depth;
+    const long image = NAME(pitch)((ROWS + 2) * line, sizeof(REAL));
+    const long most = NAME(together)(image), longest = NAME(pitch)(s->O * ROWS * s->Q, sizeof(Entry));
+    REAL *const at_work = calloc(most * image, sizeof(REAL));
+    Entry *const lists = malloc(most * longest * sizeof(Entry));
+    Entry **const ends = malloc((s->O + 1) * MOST * sizeof(Entry *));
+    const int failed = !at_work || !lists || !ends;
+    memset(gw, 0, depth * s->O * TAPS * sizeof(REAL));
+    for (long n = first_image; n < last_image && !failed; n += most)
+        for (long p = first; p < last; p += ROWS) {
+            const long images = smaller(most, last_image - n), rows = smaller(ROWS, last - p);
+            for (long k = 0; k < images; ++k) ends[k] = lists + k * longest;
+            int all = 0;  // where x is not finite: times 0 it is NaN
+            for (long i = 0; i < rows + 2; ++i)
+                all |= NAME(turn_row)(s, x, p + i - s->top, n, images, depth, image, at_work + i * line);
+            for (long o = 0; o < s->O; ++o) {
+                Entry **const end = ends + (o + 1) * MOST;
+                memcpy(end, end - MOST, images * sizeof(Entry *));
+                for (long i = 0; i < rows; ++i)
+                    for (long q = 0; q < s->Q; ++q) {
+                        const REAL *const entries = g + (((p + i) * s->O + o) * s->Q + q) * s->N + n;
+                        NAME(fetch)(entries + AHEAD * s->N, images);
+                        NAME(append)(entries, images, i * line + q * depth, all, end);
+                    }
+            }
+            for (long k = 0; k < images; ++k)
+                for (long c = 0; c < depth; c += LANES) {
+                    REAL *const to = gw + c * s->O * TAPS, *const rows[3] = {to, to + 3 * LANES, to + 6 * LANES};
+                    for (long o = 0; o < s->O; ++o) {
+                        const Entry *const begin = ends[o * MOST + k], *const end = ends[(o + 1) * MOST + k];
+                        const Sums sums = NAME(sum)(begin, end, at_work + k * image + c, line, depth);
+                        NAME(add)(sums, rows, o * TAPS * LANES, LANES);
+                    }
+                }
+        }
+    free(at_work), free(lists), free(ends);
+    return failed ? -1 : 0;
+}
+
+#undef Vector
+#undef Entry
+#undef Sums
+#undef LANES
+#endif
