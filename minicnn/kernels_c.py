@@ -47,7 +47,7 @@ def sources() -> list[Path]:
 
 
 class Sizes(ctypes.Structure):
-    """The struct of the same name in conv2d.c."""
+    """The struct of the same name in common.h."""
 
     _fields_ = [(name, ctypes.c_long) for name in ("H", "C", "W", "N", "O", "P", "Q", "kh", "kw", "top", "left")]
 
