@@ -35,13 +35,13 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
         return [pictures[name] for name in names if name in pictures]
 
     main = [
-        Section("The finding", Parts([finding(measured.factor, rates, trained_at), *shown("finding")])),
+        Section("The finding", Parts([finding(measured["factor"], rates, trained_at), *shown("finding")])),
         Section("The claim", Parts(claim(trained_at))),
         Section("The method", Parts([method(results)])),
-        Section("What is exact", Parts(exactness(rates, rows.appendix_a))),
+        Section("What is exact", Parts(exactness(rates, rows["appendix_a"]))),
         *brief(others["exact"]),
         Section("The result", Parts(result(rows, trained_at, shown))),
-        Section("Why", Parts(reason(results, rows.gradient, trained_at))),
+        Section("Why", Parts(reason(results, rows["gradient"], trained_at))),
         *in_text(studied),
         *brief(others["why"]),
         *brief(others["digit"], level=2),
@@ -50,7 +50,7 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
     samples = Parts(shown(*(name for prefix in ("", "temperature_", "author_") for name in of_arithmetics(prefix))))
     maps = Parts(shown(*(f"saliency_{name}" for name in PAPER_NETWORKS)))
     tables = [
-        ("The paper's claims, one by one", Parts([claims.as_table(rows)])),
+        ("The paper's claims, one by one", Parts([claims.as_table(rows.values())])),
         ("The networks, over their seeds", Parts([means(rates), *shown(*results["runs"][0]["networks"])])),
         *((heading, found) for heading, found in (("Figures 1 and 2", samples), ("Saliency maps", maps)) if found),
         *among_tables(studied),
@@ -190,22 +190,23 @@ def exactness(rates, appendix):
 
 
 def result(told, trained_at, shown):
-    standard = told.algorithm_1, told.algorithm_2, told.algorithm_3
+    standard = [told[f"algorithm_{algorithm}"] for algorithm in (1, 2, 3)]
     yield (
         f"Success of Algorithm 1 against the standard network and against the one trained at {trained_at}, on the same "
-        f"images: {told.factor.plain} as the author computed; {told.factor.scaled} without underflow. Of the attack "
-        f"that the author's logs come from: {told.author_factor.plain}; without underflow {told.author_factor.scaled}."
+        f"images: {told['factor'].plain} as the author computed; {told['factor'].scaled} without underflow. Of the "
+        f"attack that the author's logs come from: {told['author_factor'].plain}; without underflow "
+        f"{told['author_factor'].scaled}."
     )
     yield from shown("success")
     yield "Against the standard network, beside what the paper says:"
     yield [f"{row.claim}. Paper: {row.paper}; plain: {row.plain}; scaled: {row.scaled}" for row in standard]
     yield (
-        f"Temperature or distillation? Under Algorithm 1 {told.distillation.plain} in plain arithmetic, "
-        f"{told.distillation.scaled} in scaled. {told.distillation.verdict}"
+        f"Temperature or distillation? Under Algorithm 1 {told['distillation'].plain} in plain arithmetic, "
+        f"{told['distillation'].scaled} in scaled. {told['distillation'].verdict}"
     )
-    yield f"Accuracy: {told.accuracy.plain}. {told.accuracy.verdict}"
-    if told.refreshed.plain:
-        yield f"Scores refreshed after every move: {told.refreshed.plain}; scaled: {told.refreshed.scaled}."
+    yield f"Accuracy: {told['accuracy'].plain}. {told['accuracy'].verdict}"
+    if told["refreshed"].plain:
+        yield f"Scores refreshed after every move: {told['refreshed'].plain}; scaled: {told['refreshed'].scaled}."
 
 
 def reason(results, gradient, trained_at):

@@ -377,104 +377,81 @@ def units_off(value, printed):
     return abs(round((float(ours) - float(printed)) / 10.0 ** (exponent - decimals)))
 
 
-def figures_cells(measured):
-    return "figures_1_and_2_plain.png", "figures_1_and_2_scaled.png"
-
-
-def figures_verdict(measured, trained_at):
-    return "Drawn from this run."
-
-
-class ByName(NamedTuple):
-    """Of every claim its Claim, Measured or Missing, or Row."""
-
-    accuracy: Any
-    algorithm_1: Any
-    algorithm_2: Any
-    algorithm_3: Any
-    gradient: Any
-    factor: Any
-    author_factor: Any
-    distillation: Any
-    author_distillation: Any
-    refreshed: Any
-    appendix_a: Any
-    figures: Any
-
-
 # What the author's runs gave is in the history of his repository, github.com/songhobby/CNN, up to commit 77e07afd: logs
 # of accuracy and success, and pictures of adversarial samples, in which the test images can be recognised. The networks
 # that he released are there, too; what none of them gives was measured on 1,500 images, plain.
 # fmt: off
-CLAIMS = ByName(  # the claim; what the paper says and the author's runs gave; what is measured, its cells, its verdict
-    accuracy=Claim("Accuracy: temperature beats distillation",
+CLAIMS = {  # the claim; what the paper says and the author's runs gave; what is measured, its cells, its verdict
+    "accuracy": Claim("Accuracy: temperature beats distillation",
           "T = 20 without distillation is the more accurate",
           "T = 20: 99.34 %, 9,918 of 9,984; distilled: 99.07 % (that network is not released, one with 99.09 % is)",
           accuracy, accuracy_cells, accuracy_verdict),
-    algorithm_1=Claim("Algorithm 1 succeeds on the standard network",
+    "algorithm_1": Claim("Algorithm 1 succeeds on the standard network",
           "72%",
           "605 of 1,000 shuffled images, 3 of them misclassified from the start; 72 % on none of the four standard "
           "networks that he released: 47.5 % to 60.2 %",
           partial(success, "1"), success_cells, partial(success_verdict, 0.72)),
-    algorithm_2=Claim("Algorithm 2 succeeds on the standard network",
+    "algorithm_2": Claim("Algorithm 2 succeeds on the standard network",
           "more than 95%",
           "in no released script; his own attack by loss differences: 39.0 % and 35.7 % of 992 images",
           partial(success, "2"), success_cells, partial(success_verdict, 0.95, at_least=True)),
-    algorithm_3=Claim("Algorithm 3 succeeds on the standard network",
+    "algorithm_3": Claim("Algorithm 3 succeeds on the standard network",
           "more than 95%",
           "in no released script; more than 95 % on none of the four standard networks that he released: 52 % to 65 %",
           partial(success, "3"), success_cells, partial(success_verdict, 0.95, at_least=True)),
-    gradient=Claim("T = 20 reduces the adversarial gradient",
+    "gradient": Claim("T = 20 reduces the adversarial gradient",
           "by 10^10", "26 of 28 maps exactly 0",
           gradient, gradient_cells, gradient_verdict),
-    factor=Claim("T = 20 reduces the success rate of Algorithm 1",
+    "factor": Claim("T = 20 reduces the success rate of Algorithm 1",
           "by a factor of 10",
           "605 against 55 of 1,000 shuffled images on the distilled network, 8 of the 55 misclassified from the start: "
           "the likely source of the 10",
           partial(in_both, "standard", "temperature", "1"), factor_cells, factor_verdict),
-    author_factor=Claim("... and of the attack behind the author's logs",
+    "author_factor": Claim("... and of the attack behind the author's logs",
           "by a factor of 10",
           "387 against 13 of 992 images (distilled); 354 against 8 of 992 (T = 20)",
           partial(in_both, "standard", "temperature", "author"), factor_cells, factor_verdict),
-    distillation=Claim("Temperature, not distillation, makes robust",
+    "distillation": Claim("Temperature, not distillation, makes robust",
           "T = 20 alone is the more robust", "no run of Algorithm 1 on both",
           partial(in_both, "distilled", "temperature", "1"), distillation_cells,
           partial(distillation_verdict, "Algorithm 1")),
-    author_distillation=Claim("... under the attack behind the author's logs",
+    "author_distillation": Claim("... under the attack behind the author's logs",
           "T = 20 alone is the more robust", "13 of 992 images (distilled); 8 of another 992 (T = 20)",
           partial(in_both, "distilled", "temperature", "author"), distillation_cells,
           partial(distillation_verdict, "the author's attack")),
-    refreshed=Claim("Algorithm 4 is more effective than 2",
+    "refreshed": Claim("Algorithm 4 is more effective than 2",
           "no figure", "in no released script",
           refreshed, refreshed_cells, refreshed_verdict),
-    appendix_a=Claim("Appendix A: a saliency map",
+    "appendix_a": Claim("Appendix A: a saliency map",
           "mean {mean}, max {max}, {moves} moves".format_map(APPENDIX_A), "none",
           appendix, appendix_cells, appendix_verdict,
           author=f"his standard network, test image {APPENDIX_A['index']}"),
-    figures=Claim("Figures 1 and 2: samples and adversarial samples",
+    "figures": Claim("Figures 1 and 2: samples and adversarial samples",
           "four of each", "pictures of all adversarial samples of four runs",
-          lambda results: Measured(None, {}), figures_cells, figures_verdict,
+          lambda results: Measured(None, {}),
+          lambda measured: ("figures_1_and_2_plain.png", "figures_1_and_2_scaled.png"),
+          lambda measured, trained_at: "Drawn from this run.",
           author="figures_1_and_2_author_plain.png and _scaled.png"),
-)
+}
 # fmt: on
 
 
 def measure(results):
-    """What is measured of every claim, ByName; the p-values of all are adjusted together."""
-    measured = [claim.measure(results) for claim in CLAIMS]
-    found = [m.comparisons for m in measured if isinstance(m, Measured)]
+    """Name of a claim -> what is measured of it; the p-values of all are adjusted together."""
+    measured = {name: claim.measure(results) for name, claim in CLAIMS.items()}
+    found = [m.comparisons for m in measured.values() if isinstance(m, Measured)]
     adjusted = iter(holm([comparison.p for comparisons in found for comparison in comparisons.values()]))
     for comparisons in found:
         for name, comparison in comparisons.items():
             comparisons[name] = comparison._replace(adjusted=next(adjusted))
-    return ByName(*measured)
+    return measured
 
 
 def comparisons(measured):
     """What measure has found as plain values: claim -> name of a Comparison -> its fields."""
     return {
-        claim.claim: {name: comparison._asdict() for name, comparison in found.comparisons.items()}
-        for claim, found in zip(CLAIMS, measured, strict=True)
+        CLAIMS[claim].claim: {name: comparison._asdict() for name, comparison in found.comparisons.items()}
+        for claim, found in measured.items()
         if isinstance(found, Measured) and found.comparisons
     }
 
@@ -485,8 +462,8 @@ def as_table(rows):
 
 
 def rows(results, measured):
-    """The Row of every claim, ByName, from what measure(results) has found."""
-    return ByName(*(_row(claim, results, found) for claim, found in zip(CLAIMS, measured, strict=True)))
+    """Name of a claim -> its Row, from what measure(results) has found."""
+    return {name: _row(claim, results, measured[name]) for name, claim in CLAIMS.items()}
 
 
 def _row(claim, results, measured):

@@ -112,13 +112,13 @@ def main(options):
         "temperature": plan.trained_T,
         "seeds": {name: {of: rate.by_seed for of, rate in row.items()} for name, row in rates.items()},
         "comparisons": claims.comparisons(measured),
-        "table": [row._asdict() for row in table],
+        "table": [row._asdict() for row in table.values()],
     }
     results["setting"] |= {"ties": options.ties, "images": plan.images}
     if not options.trained:
         results["recipes"] = {name: vars(protocols[0].recipe(name)) for name in names}
     common.write_json(options.json, results)
-    print(f"\n{report.terminal(claims.as_table(table))}\n\n{article.means(rates)}")
+    print(f"\n{report.terminal(claims.as_table(table.values()))}\n\n{article.means(rates)}")
 
     pictures = draw(options.out, sample, shown, histories, their_networks, runs, plan, environment)
     told_of = (results, measured, table, rates, pictures, options.out)

@@ -140,7 +140,7 @@ def test_reproduce_writes_the_table_into_both_reports(results, written):
     missing = "needs --dataset mnist, on which the author's networks were trained"
     assert results["author"] == results["appendix_a"] == missing
     text, page = ((written / name).read_text("utf-8") for name in ("report.md", "report.html"))
-    assert [row["claim"] for row in results["table"]] == [claim.claim for claim in claims.CLAIMS]
+    assert [row["claim"] for row in results["table"]] == [claim.claim for claim in claims.CLAIMS.values()]
     assert all(report.typeset(row["verdict"]) in text for row in results["table"])
     assert "The denominator of success rates: the images that all networks compared classify correctly." in text
     assert "50 epochs on digits, 1 seed, and attacked on up to 12 test images, drawn by seed 0." in text
