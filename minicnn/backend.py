@@ -20,8 +20,13 @@ class Backend(NamedTuple):
     functions: Any
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:
-        """`values` (host or device array, sequence) as an array of this backend, copied only where needed."""
-        return self.xp.asarray(to_host(values) if not isinstance(values, self.array) else values, dtype=dtype)
+        """`values` (host or device array, sequence) as an array of this backend, copied only where needed; what is too
+        small for dtype is 0. Raises TypeError for what are no real numbers: complex ones, dates, text, objects."""
+        values = values if isinstance(values, self.array) and self.xp is not np else to_host(values)
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"real numbers are needed, got {values.dtype}")
+        with np.errstate(under="ignore"):
+            return self.xp.asarray(values, dtype=dtype)
 
 
 _backends = {"cpu": Backend("cpu", np, np.ndarray, cpu)}
@@ -53,9 +58,25 @@ def of(array: Any) -> Backend:
     raise TypeError(f"expected an array of one of {', '.join(_backends)}, got {name}")
 
 
+def plain(array: Any) -> Any:
+    """An array of any backend, one of NumPy's as numpy.ndarray, whose operators are element by element. Raises
+    TypeError for what is no array, and for a masked one."""
+    if type(array) is np.ndarray or of(array).xp is not np:
+        return array
+    return to_host(array)
+
+
 def to_host(array: Any) -> np.ndarray:
-    """A NumPy array with the values of any backend's array, of a number or of a sequence."""
+    """A NumPy array with the values of any backend's array, of a number or of a sequence. Raises TypeError for a masked
+    array, whose mask would be lost."""
     for backend in reversed(_backends.values()):
-        if isinstance(array, backend.array):
-            return np.asarray(array) if backend.xp is np else backend.xp.asnumpy(array)
+        if isinstance(array, backend.array) and backend.xp is not np:
+            return backend.xp.asnumpy(array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError("a masked array would lose its mask: give array.filled(value)")
     return np.asarray(array)
+
+
+def is_writable(array: Any) -> bool:
+    """Whether an array of any backend may be written to: one of NumPy's may be a mapped file or bytes."""
+    return not isinstance(array, np.ndarray) or array.flags.writeable

@@ -350,7 +350,7 @@ def _without_gaps(x, like):
     return alike
 
 
-@_underflows
+@np.errstate(all="ignore")  # as C does, and half a step is none
 def nesterov_step(w: Array, velocity: Array, g: Array, lr: Any, momentum: float, l2: float) -> None:
     """One step of Nesterov momentum as Lasagne writes it, in place on w and velocity.
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import Tensor, grad, no_grad
+from minicnn.ops import check_count
 
 Function = Callable[..., Any]  # of Tensors, to a Tensor or to (Tensor, pattern)
 Arguments = Mapping[str, Any]  # name -> Tensor or array
@@ -74,8 +75,9 @@ def check(
     A direction between whose two ends the pattern changes is replaced by the next of the stream. eps: one for all, or
     name -> eps where it is not EPS.
 
-    Returns a Result for each argument. Raises TypeError unless all are float64, ValueError where eps names no argument,
-    and VacuousCheck where a gradient is exactly zero or half of the directions drawn cross a kink.
+    Returns a Result for each argument. Raises TypeError unless all are float64, ValueError where eps names no argument
+    and for fewer than one direction or cotangent, and VacuousCheck where a gradient is exactly zero or half of the
+    directions drawn cross a kink.
 
     >>> results = check(lambda a, b: a.exp() @ b, {"a": np.eye(2), "b": np.eye(2)})
     >>> [(result.argument, result.passed) for result in results]
@@ -83,6 +85,7 @@ def check(
     """
     if isinstance(eps, Mapping) and (unknown := sorted(set(eps) - set(arguments))):
         raise ValueError(f"eps names {unknown}, the arguments are {sorted(arguments)}")
+    directions, cotangents = check_count("directions", directions), check_count("cotangents", cotangents)
     tensors = _tensors(arguments)
     output, pattern = _call(function, tensors)
     rng = np.random.default_rng(seed)
@@ -124,6 +127,7 @@ def check_float32(function: Function, arguments: Arguments, cotangents: int = 2,
     VacuousCheck where a gradient is exactly zero, or where the pattern differs, between the two or after such a move:
     then gradients would be compared that are derivatives on two sides of a kink.
     """
+    cotangents = check_count("cotangents", cotangents)
     tensors = _tensors(arguments)
     rounded = [backend.to_host(tensor.data).astype(np.float32) for tensor in tensors]
     found, patterns = [], []

@@ -64,12 +64,13 @@ class CKernels:
     def __init__(self) -> None:
         library = compiled.load(sources())
         self._functions = {}
+        self._kinds = {name: parameters.removeprefix("status ").split() for name, parameters in FUNCTIONS.items()}
         for real in (ctypes.c_float, ctypes.c_double):
             types: dict[str, Any] = {"sizes": ctypes.POINTER(Sizes), "moved": ctypes.POINTER(Moved)}
             types |= {"array": ctypes.c_void_p, "real": real, "int": ctypes.c_int, "long": ctypes.c_long}
             for name, parameters in FUNCTIONS.items():
                 function = library[f"{name}_{'float' if real is ctypes.c_float else 'double'}"]
-                function.argtypes = [types[kind] for kind in parameters.removeprefix("status ").split()]
+                function.argtypes = [types[kind] for kind in self._kinds[name]]
                 function.restype = ctypes.c_int if parameters.startswith("status") else None
                 self._functions[name, np.dtype(real)] = function
         self._kept = library["dropout_kept"]
@@ -82,8 +83,13 @@ class CKernels:
         self._padded_moved.argtypes, self._padded_moved.restype = 2 * [ctypes.c_long], ctypes.c_long
 
     def _call(self, name: str, dtype: np.dtype, *arguments: Any) -> None:
-        """A C function in the version for dtype; arrays are passed as pointers to their first element."""
-        passed = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+        """A C function in the version for dtype; what FUNCTIONS calls an array is passed as a pointer to its first
+        element, and ctypes refuses an array for anything else."""
+        kinds = self._kinds[name]
+        passed = [
+            a.ctypes.data if kind == "array" and isinstance(a, np.ndarray) else a
+            for kind, a in zip(kinds, arguments, strict=True)
+        ]
         if self._functions[name, dtype](*passed):
             raise MemoryError(f"no memory for the rows that {name} works on")
 

@@ -6,8 +6,8 @@ N images, C channels, O filters, H rows, W columns, D inputs, U units, K classes
 
 from __future__ import annotations
 
-import operator
-from typing import Any, cast
+import numbers
+from typing import Any
 
 import numpy as np
 
@@ -21,29 +21,74 @@ def _functions(array: Any) -> Any:
     return backend.of(array).functions
 
 
-def check_temperature(T: float, dtype: Any = np.float64) -> None:
-    """Raises ValueError unless T > 0, which the paper's Definition 2 leaves unsaid, and T is finite, both as it is and
-    rounded to the logits' dtype."""
-    if not T > 0:
+def _alone(value: Any) -> Any:
+    """What a NumPy array of one element holds; anything else as it is."""
+    return value.reshape(())[()] if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether this is an array that is not NumPy's, for whose values nothing is to wait."""
+    return hasattr(value, "ndim") and not isinstance(value, (np.ndarray, np.generic))
+
+
+def as_number(name: str, value: Any) -> float:
+    """A real number, of Python's, of NumPy's, or in an array of one, as a float. Raises ValueError for anything else,
+    True and False too, and for one that is too large."""
+    number = _alone(value)
+    if not isinstance(number, numbers.Real) or isinstance(number, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    try:
+        return float(number)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that fits into a float") from None
+
+
+def as_integer(name: str, value: Any) -> int:
+    """An integer, of Python's, of NumPy's, or in an array of one, as an int. Raises ValueError for anything else,
+    True and False too."""
+    number = _alone(value)
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    return int(number)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False, of Python's, of NumPy's, or in an array of one, as a bool. Raises ValueError for anything
+    else, numbers too."""
+    flag = _alone(value)
+    if not isinstance(flag, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(flag)
+
+
+def check_temperature(T: Any, dtype: Any = np.float64) -> float:
+    """T as a float. Raises ValueError unless it is a number above 0, which the paper's Definition 2 leaves unsaid, and
+    finite, both as it is and rounded to the logits' dtype."""
+    number = as_number("the temperature T", T)
+    if not number > 0:
         raise ValueError(f"the temperature T must be positive, got {T}")
     with np.errstate(all="ignore"):
-        rounded = np.dtype(dtype).type(T)
+        rounded = np.dtype(dtype).type(number)
     if not 0 < rounded < np.inf:
         raise ValueError(
-            f"the temperature T must be positive and finite, got {T}, which is {rounded} in {rounded.dtype}"
+            f"the temperature T must be positive and finite, got {number}, which is {rounded} in {rounded.dtype}"
         )
+    return number
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless the value is an integer of at least `least`."""
-    if not isinstance(value, (int, np.integer)) or value < least:
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int. Raises ValueError unless it is an integer of at least `least`."""
+    count = _alone(value)
+    if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return int(count)
 
 
 def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndarray:
     """Class labels (a sequence or an array of any backend) as a NumPy array of integers, shape (count,).
 
-    Raises ValueError for another shape, for what are no integers, and for labels outside 0..classes-1.
+    Raises ValueError for another shape, for what are no integers, and for labels outside 0..classes-1; of no labels, as
+    in [], the type does not matter.
 
     >>> check_labels([2, 0], count=2, classes=3)
     array([2, 0])
@@ -55,7 +100,7 @@ def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndar
         raise ValueError(f"class labels must be integers, got {labels.dtype}")
     if classes is not None and count and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
-    return labels
+    return labels if count else labels.astype(int)
 
 
 def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
@@ -73,8 +118,8 @@ def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
 def _target(z: Any, target: Any) -> Any:
     """Soft labels or class labels, or a sequence of them, as an array that fits the logits z."""
     _check_shape("logits", z, ("N", "K"))
-    if isinstance(target, (list, tuple)):
-        target = backend.of(z).xp.asarray(target)
+    if isinstance(target, (list, tuple)) or not hasattr(target, "ndim"):
+        target = backend.of(z).asarray(target)
     if target.ndim == 2:
         _check_shape("soft labels", target, z.shape)
         if target.dtype != z.dtype:
@@ -104,7 +149,8 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
 
     x (N, C, H, W), w (O, C, kh, kw), b (O,) -> (N, O, H', W'). padding "valid": H' = H - kh + 1; "same": H' = H, for an
     even kernel the extra zeros lie at the bottom and right. relu=True gives max(y, 0). Raises ValueError for other
-    shapes, for dimensions of 0 but N, for an unknown padding, and for a kernel larger than the image.
+    shapes, for dimensions of 0 but N, for an unknown padding, for a relu that is no bool, and for a kernel larger than
+    the image.
 
     >>> from minicnn import Tensor
     >>> conv2d(Tensor(np.arange(9.0).reshape(1, 1, 3, 3)), Tensor(np.ones((1, 1, 2, 2))), Tensor([0.5])).data
@@ -116,6 +162,7 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
     _check_shape("bias", b, w.shape[:1])
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
+    relu = as_flag("relu", relu)
     size, kernel, f = x.shape[2:], w.shape[2:], _functions(x)
     size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
     y = f.conv2d(x, w, b, size_out, offset, relu)
@@ -131,11 +178,12 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
 def dense(x: Array, w: Array, b: Array, relu: bool = False) -> ValueAndPullbacks:
     """Affine map x w + b. x (N, D), w (D, U), b (U,) -> (N, U). relu=True gives max(y, 0).
 
-    Raises ValueError for other shapes.
+    Raises ValueError for other shapes, and for a relu that is no bool.
     """
     _check_shape("inputs", x, ("N", "D"))
     _check_shape("weights", w, (x.shape[1], "U"))
     _check_shape("bias", b, w.shape[1:])
+    relu = as_flag("relu", relu)
     f = _functions(x)
     y = f.dense(x, w, b, relu)
     pullbacks = (
@@ -172,6 +220,7 @@ def max_pool2d(x: Array, size: int = 2, ties: str = "first") -> ValueAndPullback
     _check_shape("images", x, ("N", "C", "H", "W"))
     if ties not in ("first", "all"):
         raise ValueError(f"ties must be 'first' or 'all', got {ties!r}")
+    size = as_integer("pool size", size)
     if not 1 <= size <= min(LARGEST_POOL, *x.shape[2:]):
         raise ValueError(f"pool size must be 1 to {LARGEST_POOL} and at most the image's {x.shape[2:]}, got {size}")
     f = _functions(x)
@@ -179,15 +228,20 @@ def max_pool2d(x: Array, size: int = 2, ties: str = "first") -> ValueAndPullback
     return y, (lambda g: f.max_pool2d_grad(g, x, y, winner, size, ties),)
 
 
-def _check_counter(name: str, number: Any, bits: int) -> None:
-    """Raises TypeError or ValueError unless this is an integer of so many bits without sign, or lives on a device."""
-    if isinstance(number, (int, float, np.generic)) and not 0 <= operator.index(cast(int, number)) < 2**bits:
+def _counter(name: str, value: Any, bits: int) -> int:
+    """The value as an int. Raises ValueError unless it is an integer of so many bits without sign."""
+    number = as_integer(f"the {name} of dropout", value)
+    if not 0 <= number < 2**bits:
         raise ValueError(f"the {name} of dropout must be at least 0 and below 2^{bits}, got {number}")
+    return number
 
 
 @op
 def flatten(x: Array) -> ValueAndPullbacks:
-    """Images (N, C, H, W), or anything else of N, as rows (N, D) in logical (C) order."""
+    """Images (N, C, H, W), or anything else of N, as rows (N, D) in logical (C) order. Raises ValueError for a number,
+    which has no axes."""
+    if not x.ndim:
+        raise ValueError("flatten needs images (N, ...), got ()")
     f = _functions(x)
     return f.flatten(x), (lambda g: f.unflatten(g, x.shape),)
 
@@ -197,18 +251,18 @@ def dropout(x: Array, rate: float, seed: int, layer: int, step: Any) -> ValueAnd
     """Inverted dropout: each element is 0 with probability `rate`, else multiplied by 1 / (1 - rate).
 
     x any shape, rate in [0, 1). The mask is that of Philox4x32-10 for (seed, layer, step), the same bits on every
-    backend; seed is below 2^64, layer and step are below 2^32, step an int or a uint32 array of one that lives on the
-    device. Raises ValueError for another rate, and for an int that is negative or too large.
+    backend; seed is below 2^64, layer and step are below 2^32, step an int or an array of one, on the device uint32 and
+    unchecked. Raises ValueError for another rate, and for what is no integer, negative or too large.
 
     >>> from minicnn import Tensor
     >>> dropout(Tensor([1.0, 2.0, 3.0, 4.0]), rate=0.5, seed=0, layer=0, step=0).data
     array([2., 0., 0., 0.])
     """
-    if not 0 <= rate < 1:
+    number = as_number("the dropout rate", rate)
+    if not 0 <= number < 1:
         raise ValueError(f"the dropout rate must be at least 0 and below 1, got {rate}")
-    _check_counter("seed", seed, 64)
-    _check_counter("layer", layer, 32)
-    _check_counter("step", step, 32)
+    rate, seed, layer = number, _counter("seed", seed, 64), _counter("layer", layer, 32)
+    step = step if is_on_device(step) else _counter("step", step, 32)
     f = _functions(x)
     y, kept = f.dropout(x, rate, seed, layer, step)
     return y, (lambda g: f.dropout_grad(g, kept, rate, seed, layer, step),)
@@ -222,7 +276,7 @@ def softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
     >>> softmax(Tensor([[20.0, 0.0]])).data.round(3), softmax(Tensor([[20.0, 0.0]]), T=20).data.round(3)
     (array([[1., 0.]]), array([[0.731, 0.269]]))
     """
-    check_temperature(T, z.dtype)
+    T = check_temperature(T, z.dtype)
     _check_shape("logits", z, ("N", "K"))
     f = _functions(z)
     p = f.softmax(z, T)
@@ -232,7 +286,7 @@ def softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
 @op
 def log_softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
     """Logarithm of equation (2), which does not underflow. z (N, K) -> (N, K). Raises ValueError unless T > 0."""
-    check_temperature(T, z.dtype)
+    T = check_temperature(T, z.dtype)
     _check_shape("logits", z, ("N", "K"))
     f = _functions(z)
     log_p = f.log_softmax(z, T)
@@ -253,7 +307,7 @@ def cross_entropy(z: Array, target: Any, T: float = 1.0) -> ValueAndPullbacks:
     array([[ 0.44, -0.44],
            [-0.25,  0.25]])
     """
-    check_temperature(T, z.dtype)
+    T = check_temperature(T, z.dtype)
     target = _target(z, target)
     f = _functions(z)
     return f.cross_entropy(z, target, T), (lambda g: f.cross_entropy_grad(g, z, target, T),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import operator
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ def workers() -> int:
 def set_threads(count: int) -> None:
     """Use `count` threads (at least 1) for the work on rows or on jobs; BLAS keeps its own setting."""
     global _helpers
-    if count < 1:
+    if operator.index(count) < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
     _helpers = _Helpers(count - 1)
 

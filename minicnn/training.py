@@ -19,7 +19,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.autograd import Tensor, no_grad
 from minicnn.layers import DropoutMasks, Layer, over_images
-from minicnn.ops import check_count, check_labels, check_temperature, cross_entropy, softmax
+from minicnn.ops import as_integer, as_number, check_count, check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
 from minicnn.threads import chunks
 from minicnn.weights import LIMIT, get_weights, load_npz, save_npz, set_weights, weights_limit
@@ -42,7 +42,9 @@ class Recipe:
     penalty, which names parameters.
 
     temperature T > 0 inside the softmax of the loss; l2: parameter name -> coefficient of sum(w^2) in the loss;
-    batch: samples a step, a last partial batch is dropped; seed, below 2^64: of shuffling and of dropout.
+    batch: samples a step, a last partial batch is dropped; seed, below 2^64: of shuffling and of dropout. Numbers are
+    kept as Python's, in whatever type they come. Raises TrainingError for what is no number and for one out of range,
+    ValueError for such a temperature.
     """
 
     temperature: float = 1.0
@@ -54,22 +56,27 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        checked: dict[str, Any] = {"temperature": check_temperature(self.temperature)}
+        try:
+            checked |= {name: as_number(name, getattr(self, name)) for name in ("learning_rate", "momentum")}
+            checked |= {name: as_integer(name, getattr(self, name)) for name in ("batch", "epochs", "seed")}
+            checked["l2"] = {name: as_number(f"the l2 of {name}", value) for name, value in self.l2.items()}
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         for name in ("learning_rate", "batch", "epochs"):
             if not getattr(self, name) > 0:
-                raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
-            if getattr(self, name) == math.inf:
-                raise TrainingError(f"{name} must be finite, got inf")
-        for name in ("batch", "epochs", "seed"):
-            if not isinstance(getattr(self, name), (int, np.integer)):
-                raise TrainingError(f"{name} must be an integer, got {getattr(self, name)!r}")
+                raise TrainingError(f"{name} must be positive, got {getattr(self, name):g}")
+        if self.learning_rate == math.inf:
+            raise TrainingError("learning_rate must be finite, got inf")
         if not 0 <= self.seed < 2**64:
             raise TrainingError(f"seed must be at least 0 and below 2^64, got {self.seed}")
         if not 0 <= self.momentum < 1:
-            raise TrainingError(f"momentum must be at least 0 and below 1, got {self.momentum}")
+            raise TrainingError(f"momentum must be at least 0 and below 1, got {self.momentum:g}")
         for name, coefficient in self.l2.items():
             if not coefficient >= 0:
-                raise TrainingError(f"the l2 of {name} must be at least 0, got {coefficient}")
+                raise TrainingError(f"the l2 of {name} must be at least 0, got {coefficient:g}")
             if coefficient == math.inf:
                 raise TrainingError(f"the l2 of {name} must be finite, got inf")
 
@@ -79,9 +86,9 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
 
     images: what the network takes, (N, C, H, W) or (N, D). dropout: None, or the seed of masks to draw (chunk i, which
     then is not shared, takes step i). Raises ValueError for a chunk that is no integer above 0, and where the network
-    gives anything but rows of logits.
+    gives anything but rows of logits; TypeError for images that are no real numbers.
     """
-    check_count("chunk", chunk)
+    chunk = check_count("chunk", chunk)
     device, dtype = network.backend, network.dtype
 
     def logits_of(part, masks=None):
@@ -114,7 +121,7 @@ def correct(network: Layer, images: Any, labels: Any, chunk: int = 256) -> np.nd
 def evaluate(network: Layer, images: Any, labels: Any, T: float = 1.0) -> tuple[float, float]:
     """(accuracy in [0, 1], mean cross-entropy at temperature T in nats) on images as for predict, labels (N,)."""
     logits = predict(network, images)
-    check_temperature(T, logits.dtype)
+    T = check_temperature(T, logits.dtype)
     labels = check_labels(labels, *logits.shape)
     losses = backend.get("cpu").functions.cross_entropy(logits, labels, T)
     return float((logits.argmax(axis=1) == labels).mean()), float(losses.mean(dtype=np.float64))
@@ -125,7 +132,7 @@ def distilled_labels(teacher: Layer, images: Any, T: float, dropout: int | None 
 
     dropout: None as Papernot et al. (2016) have it, or a seed: with masks on, as the author computed them.
     """
-    check_temperature(T, teacher.dtype)
+    T = check_temperature(T, teacher.dtype)
     return backend.get("cpu").functions.softmax(predict(teacher, images, dropout=dropout), T)
 
 
@@ -325,10 +332,17 @@ def fit(
     held-out set NAME_accuracy and NAME_loss, and seconds (training and evaluation).
     Raises LearningError for a temperature at which nothing can be learnt and for divergence (of a loss of one's own:
     once it is not finite); TrainingError, of which that is one, for too few samples, for images that are no finite
-    numbers, for integer targets beyond int32, and for a checkpoint that is of another run, does not fit this one, or
-    holds more epochs than are asked for; ValueError for labels that fit neither the images nor the network.
+    numbers, for integer targets beyond int32, for a name of held_out whose columns the history has already, and for a
+    checkpoint that is of another run, does not fit this one, or holds more epochs than are asked for; ValueError for
+    labels that fit neither the images nor the network; TypeError for images or targets that are no real numbers.
     """
-    targets = backend.to_host(targets)
+    images, targets = map(backend.get("cpu").asarray, (images, targets))
+    if not targets.ndim:
+        raise TrainingError(f"targets are one an image, got {targets}")
+    figures = [f"{name}_{what}" for name in held_out or {} for what in ("accuracy", "loss")]
+    fields = ["epoch", "train_loss", *figures, "seconds"]
+    if twice := [field for field in fields if fields.count(field) > 1]:
+        raise TrainingError(f"the history would have two columns {twice[0]}: rename a set of held_out")
     if len(images) != len(targets):
         raise TrainingError(f"{len(images)} images and {len(targets)} targets: each image needs one")
     if len(images) < recipe.batch:
@@ -346,8 +360,7 @@ def fit(
     run = _Run(network, images, targets, recipe, loss, graph, DIVERGED if default else math.inf)
     history = []
     if checkpoint and Path(checkpoint).exists():
-        held = {f"{name}_{what}" for name in held_out or {} for what in ("accuracy", "loss")}
-        history = _resume(checkpoint, run, fingerprint, {"epoch", "train_loss", "seconds"} | held)
+        history = _resume(checkpoint, run, fingerprint, set(fields))
     elif default:
         _check_temperature_teaches(network, images, targets, recipe)
     for epoch in range(len(history), recipe.epochs):

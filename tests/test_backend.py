@@ -50,6 +50,28 @@ def test_backend_moves_arrays_to_the_device_and_back(device):
     assert to_host([1, 2]).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [np.ones(2, complex), [1j], np.array(["2020-01-01"], "M8[D]"), np.ones(2, "m8[s]"), ["1"], [b"1"], [None], None],
+    ids=str,
+)
+def test_backend_refuses_what_are_no_real_numbers(device, values):
+    """NumPy would drop an imaginary part, count days, read text."""
+    with pytest.raises(TypeError, match="^real numbers are needed, got "):
+        device.asarray(values, dtype=np.float32)
+
+
+def test_backend_refuses_masked_arrays(device):
+    for call in (device.asarray, to_host):
+        with pytest.raises(TypeError, match=r"^a masked array would lose its mask: give array.filled\(value\)$"):
+            call(np.ma.array([1.0, 2.0], mask=[False, True]))
+
+
+def test_backend_makes_too_small_numbers_zero_whatever_numpy_is_told(device):
+    with np.errstate(all="raise"):
+        assert not to_host(device.asarray([1e-60, 1e-300], dtype=np.float32)).any()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 @pytest.mark.parametrize("shape", [(11,), (11, 3), (11, 1, 5, 7)], ids=str)
 def test_gather_and_advance(device, shape, dtype):

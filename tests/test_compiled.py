@@ -390,6 +390,20 @@ def test_conv2d_moved_into_a_max_pool(road, size, origin, relu, keep):
     np.testing.assert_allclose(placed(e, image, origins // size, z.shape), expected - before, atol=1e-6)
 
 
+def test_kernels_take_no_array_for_a_number(road):
+    """An address is an integer too."""
+    if road == "numpy":
+        pytest.skip("nothing there is passed by address")
+    x, half = np.ones(3, np.float32), np.array(0.5)
+    kernels = cpu._kernels()[0]
+    kernels.nesterov(x, x.copy(), x.copy(), half, half, half)
+    assert np.isfinite(x).all() and np.abs(x).max() < 10
+    with pytest.raises(ctypes.ArgumentError):
+        kernels._call("relu_grad", x.dtype, x, x, x, np.array([3, 4]))
+    with pytest.raises(ctypes.ArgumentError):
+        kernels.nesterov(x, x, x, np.ones(2), 0.5, 0.0)
+
+
 def test_conv2d_refuses_mixed_dtypes(road):
     x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3))
     with pytest.raises(TypeError, match="float32.*float64"):

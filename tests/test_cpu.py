@@ -134,6 +134,11 @@ def test_layer_of_ones_own_is_never_called_twice_at_the_same_time(with_threads):
 def test_threads_are_at_least_one():
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         cpu.set_threads(0)
+    before = cpu.threads()
+    for count in (float("nan"), 2.5, None):
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            cpu.set_threads(count)
+    assert cpu.threads() == before
 
 
 def test_in_parallel_keeps_the_order_and_raises_what_a_job_raises(with_threads):

@@ -311,6 +311,15 @@ def test_check_passes_right_entries_beside_large_ones():
     assert result.passed
 
 
+@pytest.mark.parametrize(
+    ("checker", "setting"), [(check, "directions"), (check, "cotangents"), (check_float32, "cotangents")]
+)
+def test_check_refuses_to_compare_nothing(checker, setting):
+    for count in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"^{setting} must be an integer of at least 1, got {count}$"):
+            checker(lambda x: x * x, {"x": np.ones(3)}, **{setting: count})
+
+
 def test_check_refuses_eps_for_what_is_no_argument():
     with pytest.raises(ValueError, match=r"^eps names \['X'\], the arguments are \['x'\]$"):
         check(ops.relu, {"x": np.ones(3)}, eps={"X": 1e-6})

@@ -616,8 +616,8 @@ def conv2d_of(x_shape, w_shape, b_shape, **options):
     return lambda: ops.conv2d(*(Tensor(np.ones(s)) for s in (x_shape, w_shape, b_shape)), **options)
 
 
-def dense_of(*shapes):
-    return lambda: ops.dense(*(Tensor(np.ones(s)) for s in shapes))
+def dense_of(*shapes, **options):
+    return lambda: ops.dense(*(Tensor(np.ones(s)) for s in shapes), **options)
 
 
 def loss_of(z_shape, target):
@@ -672,6 +672,30 @@ REFUSED = [
     (loss_of((2, 3), np.zeros((2, 1), int)), r"soft labels must have shape \(2, 3\), got \(2, 1\)"),
     (loss_of((2, 3), np.ones((2, 4))), r"soft labels must have shape \(2, 3\), got \(2, 4\)"),
     (loss_of((2, 3), np.ones((2, 3), SINGLE)), "soft labels must have the logits' dtype float64, got float32"),
+    (loss_of((2, 3), 1), r"class labels must have shape \(2,\), one an image, got \(\)"),
+    (conv2d_of((1, 2, 5, 5), (3, 2, 3, 3), (3,), relu=2**32), "relu must be True or False, got 4294967296"),
+    (dense_of((2, 3), (3, 5), (5,), relu=None), "relu must be True or False, got None"),
+    (dense_of((2, 3), (3, 5), (5,), relu=np.array([True, False])), r"relu must be True or False, got array\(.*"),
+    (pool_of((1, 2, 4, 4), size=2.0), "pool size must be an integer, got 2.0"),
+    (pool_of((1, 2, 4, 4), size=np.array([2, 2])), r"pool size must be an integer, got array\(\[2, 2\]\)"),
+    (dropout_of("0.5"), "the dropout rate must be a number, got '0.5'"),
+    (dropout_of(0.5, seed=None), "the seed of dropout must be an integer, got None"),
+    (dropout_of(0.5, layer="a"), "the layer of dropout must be an integer, got 'a'"),
+    (
+        dropout_of(0.5, step=np.array([2**40])),
+        r"the step of dropout must be at least 0 and below 2\^32, got 1099511627776",
+    ),
+    (dropout_of(0.5, step=np.array([-1])), r"the step of dropout must be at least 0 and below 2\^32, got -1"),
+    (dropout_of(0.5, step=np.array([1.7])), "the step of dropout must be an integer, got .*1.7.*"),
+    (dropout_of(0.5, step=np.array([1, 2])), r"the step of dropout must be an integer, got array\(\[1, 2\]\)"),
+    (lambda: ops.flatten(Tensor(1.0)), r"flatten needs images \(N, ...\), got \(\)"),
+    (
+        lambda: ops.softmax(Tensor(np.ones((2, 3))), T=10**400),
+        "the temperature T must be a number that fits into a float",
+    ),
+    (lambda: ops.softmax(Tensor(np.ones((2, 3))), T=[20.0]), r"the temperature T must be a number, got \[20.0\]"),
+    (lambda: ops.check_temperature(True), "the temperature T must be a number, got True"),
+    (lambda: ops.check_count("chunk", True), "chunk must be an integer of at least 1, got True"),
 ]
 
 
@@ -757,6 +781,47 @@ def test_operations_refuse_a_temperature_that_the_logits_cannot_hold(device, T, 
     if dtype is SINGLE:
         ops.check_temperature(T)
         assert np.isfinite(host(ops.softmax(tensor(device, np.ones((1, 3))), T=T))).all()
+
+
+@pytest.mark.parametrize("target", [None, "a", ["a", "b"], [1j, 2j]], ids=str)
+def test_cross_entropy_refuses_labels_that_are_no_numbers(device, target):
+    with pytest.raises(TypeError, match="^real numbers are needed, got "):
+        ops.cross_entropy(tensor(device, np.ones((2, 3))), target)
+
+
+@pytest.mark.parametrize("of_one", [np.array, lambda value: np.array([value])], ids=["no axes", "one axis"])
+def test_operations_take_numbers_and_flags_of_any_type(device, of_one):
+    """An array where a number or a flag is meant is that number: not its address, and not true because it is there."""
+    x, w, b = (tensor(device, noise(s, SINGLE), SINGLE) for s in ((2, 1, 4, 4), (3, 1, 2, 2), (3,)))
+    rows = tensor(device, noise((2, 3)), SINGLE)
+    for numpy_s in (of_one, lambda value: np.asarray(value)[()]):
+        for flag in (False, True):
+            conv, dense = (
+                [host(function(relu)) for relu in (flag, numpy_s(flag))]
+                for function in (
+                    lambda relu: ops.conv2d(x, w, b, relu=relu),
+                    lambda relu: ops.dense(rows, tensor(device, np.eye(3), SINGLE), b, relu=relu),
+                )
+            )
+            assert np.array_equal(*conv) and np.array_equal(*dense)
+            assert (conv[0].min() >= 0) == (dense[0].min() >= 0) == flag
+        assert np.array_equal(host(ops.max_pool2d(x, numpy_s(2))), host(ops.max_pool2d(x, 2)))
+        assert np.array_equal(host(ops.softmax(rows, numpy_s(20.0))), host(ops.softmax(rows, 20.0)))
+        for rate, seed in ((0.5, np.int32(0)), (np.float16(0.5), np.uint8(7))):
+            dropped = (ops.dropout(x, r, s, 1, 2) for r, s in ((0.5, int(seed)), (numpy_s(rate), numpy_s(seed))))
+            assert np.array_equal(*map(host, dropped))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [ops.relu, lambda x: ops.dropout(x, rate=0.5, seed=0, layer=0, step=0)],
+    ids=["relu", "dropout"],
+)
+def test_relu_and_dropout_of_a_number(device, function):
+    """Of no axes NumPy makes scalars, which are no arrays."""
+    x = tensor(device, 3.0)
+    (function(x * 1) * 2).backward()
+    assert host(x.grad).shape == () and host(x.grad) == 2 * host(function(x)) / 3
 
 
 def test_dense_of_no_inputs_and_of_no_units(device):

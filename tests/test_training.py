@@ -22,8 +22,10 @@ from minicnn.autograd import Tensor
 from minicnn.backend import to_host
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
 from minicnn.ops import cross_entropy
+from minicnn.paper.saliency import saliency_maps
 from minicnn.training import LearningError, Recipe, TrainingError, correct, distilled_labels, evaluate, fit, predict
 from minicnn.weights import WeightsError, load_npz, save_npz, save_weights
+from tests import IN_NUMPY, opened
 from tests.conftest import dense_network, small_cnn
 
 RECIPE = Recipe(temperature=2, batch=8, epochs=3, seed=3, l2={"dense2_W": 0.01})
@@ -240,11 +242,29 @@ def test_fit_that_diverges(device, tmp_path, learning_rate):
         ({"epochs": 2.0}, TrainingError, "epochs must be an integer, got 2.0"),
         ({"seed": 0.5}, TrainingError, "seed must be an integer, got 0.5"),
         ({"seed": -1}, TrainingError, r"seed must be at least 0 and below 2\^64, got -1"),
+        ({"batch": True}, TrainingError, "batch must be an integer, got True"),
+        ({"batch": float("inf")}, TrainingError, "batch must be an integer, got inf"),
+        ({"momentum": "0.5"}, TrainingError, "momentum must be a number, got '0.5'"),
+        ({"momentum": np.array([0.5, 0.6])}, TrainingError, r"momentum must be a number, got array\(\[0.5, 0.6\]\)"),
+        ({"learning_rate": None}, TrainingError, "learning_rate must be a number, got None"),
+        ({"learning_rate": 10**400}, TrainingError, "learning_rate must be a number that fits into a float"),
+        ({"l2": {"W": None}}, TrainingError, "the l2 of W must be a number, got None"),
+        ({"temperature": [1]}, ValueError, r"the temperature T must be a number, got \[1\]"),
     ],
 )
 def test_recipe_refuses(change, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         Recipe(**change)
+
+
+def test_recipe_keeps_numbers_as_python_s():
+    """An array's number, not its address; and a checkpoint knows them again."""
+    plain = dict(temperature=2.0, learning_rate=0.25, momentum=0.5, l2={"W": 0.125}, batch=8, epochs=3, seed=7)
+    for of in (np.array, lambda value: np.array([value]), lambda value: np.asarray(value)[()]):
+        given = {name: {"W": of(value["W"])} if name == "l2" else of(value) for name, value in plain.items()}
+        found = dataclasses.asdict(Recipe(**given))
+        assert found == plain and {type(value) for value in found.values()} == {float, int, dict}
+        assert type(found["l2"]["W"]) is float
 
 
 @pytest.mark.filterwarnings("error")
@@ -335,6 +355,63 @@ def test_evaluate_correct_fit_refuse_labels_of_another_kind(labels):
                 call()
 
 
+@pytest.mark.parametrize("targets", [1, 1.5, np.array(1)], ids=repr)
+def test_fit_refuses_targets_that_are_one_number(targets):
+    with pytest.raises(TrainingError, match=f"^targets are one an image, got {targets}$"):
+        fit(small_cnn(), samples(16)[0], targets, RECIPE)
+
+
+@pytest.mark.parametrize("targets", [None, "a", ["a"] * 16, np.ones(16, complex), [None] * 16], ids=str)
+def test_fit_refuses_targets_that_are_no_numbers(targets):
+    with pytest.raises(TypeError, match="^real numbers are needed, got "):
+        fit(small_cnn(), samples(16)[0], targets, RECIPE)
+
+
+IMAGES_OF_ANOTHER_KIND = {
+    "complex": lambda x: x + 1j,
+    "dates": lambda x: x.astype("M8[s]"),
+    "text": lambda x: x.astype(str),
+    "objects": lambda x: x.astype(object),
+    "masked": np.ma.array,
+}
+
+
+@pytest.mark.parametrize("change", IMAGES_OF_ANOTHER_KIND.values(), ids=IMAGES_OF_ANOTHER_KIND)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, labels: predict(small_cnn(), x),
+        lambda x, labels: evaluate(small_cnn(), x, labels),
+        lambda x, labels: fit(small_cnn(), x, labels, RECIPE),
+        lambda x, labels: saliency_maps(small_cnn(), x, labels),
+    ],
+    ids=["predict", "evaluate", "fit", "saliency_maps"],
+)
+def test_images_that_are_no_real_numbers_are_refused(call, change):
+    """NumPy would take the real part, with a warning."""
+    images, labels = samples(16)
+    with pytest.raises(TypeError, match="^(real numbers are needed, got |a masked array would lose its mask)"):
+        call(change(images), labels)
+
+
+@pytest.mark.parametrize("held_out", [["train"], [1, "1"]], ids=str)
+def test_fit_refuses_held_out_sets_whose_columns_the_history_has(held_out):
+    images, labels = samples(16)
+    network = small_cnn()
+    before = bits(network)
+    with pytest.raises(TrainingError, match="^the history would have two columns .*: rename a set of held_out$"):
+        fit(network, images, labels, RECIPE, {name: (images, labels) for name in held_out})
+    assert bits(network) == before
+
+
+def test_fit_with_a_learning_rate_that_is_0_in_float32_whatever_numpy_is_told():
+    network = small_cnn()
+    before = bits(network)
+    with np.errstate(all="raise"):
+        fit(network, *samples(16), dataclasses.replace(RECIPE, learning_rate=1e-60, momentum=0.0))
+    assert bits(network) == before
+
+
 def test_fit_refuses_data():
     images, labels = samples(16)
     with pytest.raises(TrainingError, match="^16 images and 15 targets: each image needs one$"):
@@ -410,6 +487,15 @@ def test_predict_with_dropout_takes_another_mask_for_every_chunk():
     assert not np.array_equal(first, predict(network, x, dropout=2, chunk=2))
 
 
+@pytest.mark.parametrize("name", ["cpu", IN_NUMPY])
+def test_predict_takes_a_seed_and_a_chunk_of_any_integer_type(name):
+    network, images = small_cnn(), samples(20)[0]
+    with opened(name):
+        expected = predict(network, images, dropout=7, chunk=16)
+        for kind in (np.uint8, np.int32, np.array):
+            assert np.array_equal(predict(network, images, dropout=kind(7), chunk=kind(16)), expected)
+
+
 def test_predict_on_every_device(device):
     network, x = small_cnn(dtype=np.float64), samples(3)[0]
     expected = predict(network, x)
@@ -471,7 +557,7 @@ def test_fit_of_a_finished_run_trains_nothing(tmp_path):
     ("change", "difference"),
     [
         ({"learning_rate": 0.2}, "learning_rate: 0.1 there, 0.2 now"),
-        ({"temperature": 1}, "temperature: 2 there, 1 now"),
+        ({"temperature": 1}, "temperature: 2.0 there, 1.0 now"),
         ({"seed": 4, "batch": 4}, "batch: 8 there, 4 now, seed: 3 there, 4 now"),
         ({"network": small_cnn(seed=1)}, "other data or initial weights"),
         ({"images": samples(20)[0] * 2}, "other data or initial weights"),
