@@ -18,10 +18,12 @@ Sequential(
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import reprlib
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +31,7 @@ import numpy as np
 from minicnn import backend as backends
 from minicnn import ops
 from minicnn.autograd import Tensor
+from minicnn.ops import as_flag, as_number, check_count
 from minicnn.threads import chunks
 
 Self = TypeVar("Self", bound="Layer")
@@ -48,19 +51,32 @@ class DropoutMasks:
 
 
 class Layer:
-    """A function of a Tensor; its parameters are its Tensors and those of its sub-layers, found by attribute."""
+    """A function of a Tensor; its parameters are its Tensors and those of its sub-layers, found by attribute. Raises
+    ValueError for an attribute of the name of one of the methods here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(Layer):
+            raise ValueError(f"{name!r} is a name of Layer's own: give the attribute of {type(self).__name__} another")
+        super().__setattr__(name, value)
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         raise NotImplementedError
 
     def _attributes(self) -> dict[str, Any]:
-        return vars(self)
+        slots = {
+            name: getattr(self, name)
+            for kind in reversed(type(self).__mro__)
+            for name, member in vars(kind).items()
+            if isinstance(member, types.MemberDescriptorType) and hasattr(self, name)
+        }
+        return slots | vars(self)
 
     def parameters(self) -> dict[str, Tensor]:
-        """Name -> Tensor, in the order of the attributes; "LAYER_NAME" for those of a sub-layer, "LIST_0", "DICT_KEY"
-        for those in a list, tuple or dict. A Tensor under two names has the first. One that does not require a
-        gradient is saved, loaded and moved, not trained. Raises ValueError where two have the same name, for one that
-        was computed from others, which no training would reach, and for one that belongs to the class.
+        """Name -> Tensor, in the order of the attributes, __slots__ first; "LAYER_NAME" for those of a sub-layer,
+        "LIST_0", "DICT_KEY" for those in a list, tuple, deque or mapping. A Tensor under two names has the first. One
+        that does not require a gradient is saved, loaded and moved, not trained. Raises ValueError where two have the
+        same name, for one that was computed from others, which no training would reach, for one that belongs to the
+        class, and for one in a set or the key of a mapping, which has no name.
         """
         found: dict[str, Tensor] = {}
         names: dict[Tensor, str] = {}
@@ -100,7 +116,8 @@ class Layer:
         for parameter in self.parameters().values():
             moved = target.asarray(parameter.data)
             if moved is not parameter.data:
-                parameter.data, parameter.version = moved, parameter.version + 1
+                parameter.version += 1
+                parameter.data = moved
             parameter.grad = None
         return self
 
@@ -118,26 +135,31 @@ class Layer:
         return f"{type(self).__name__}({body})" + "".join(shapes)
 
 
-HOLDERS = (Tensor, Layer, list, tuple, dict)  # what may be a parameter or hold one
+COLLECTIONS = (list, tuple, collections.deque, collections.UserList, Mapping, Set)
+HOLDERS = (Tensor, Layer, *COLLECTIONS)  # what may be a parameter or hold one
 
 
 def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple[str, Tensor]]:
-    """Every Tensor in an attribute and its name: itself, a layer's, or those of a list, tuple or dict of them."""
+    """Every Tensor in an attribute and its name: itself, a layer's, or those of a list or mapping of them."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Layer):
         if any(value is layer for layer in within):  # a layer may know the one that it is part of
             return
+        attributes = value._attributes()
         for kind in type(value).__mro__:
             if kind in Layer.__mro__:
                 continue
             for key, shared in vars(kind).items():
-                if isinstance(shared, HOLDERS) and key not in vars(value) and any(_named_tensors(shared, key, [])):
+                if isinstance(shared, HOLDERS) and key not in attributes and any(_named_tensors(shared, key, [])):
                     raise ValueError(f"{kind.__name__}.{key} is shared by all layers of the class: make it in __init__")
-        for key, attribute in value._attributes().items():
+        for key, attribute in attributes.items():
             yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])
-    elif isinstance(value, (list, tuple, dict)):
-        items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    elif isinstance(value, COLLECTIONS):
+        nameless: Any = value if isinstance(value, (Mapping, Set)) else ()
+        if any(True for item in nameless for _ in _named_tensors(item, name, within)):
+            raise ValueError(f"{name} has a Tensor in a set or as a key, where it has no name: use a list or a dict")
+        items: Any = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
             yield from _named_tensors(item, f"{name}_{key}", within)
 
@@ -149,7 +171,8 @@ def glorot_uniform(rng: Rng, shape: tuple[int, ...], fan_in: int, fan_out: int, 
 
 
 class Conv2D(Layer):
-    """`filters` filters of size x size over `channels` channels, stride 1; W (filters, channels, size, size), b."""
+    """`filters` filters of size x size over `channels` channels, stride 1; W (filters, channels, size, size), b. Raises
+    ValueError for a number of them that is no integer above 0."""
 
     def __init__(
         self,
@@ -161,22 +184,26 @@ class Conv2D(Layer):
         rng: Rng = None,
         dtype: Any = np.float32,
     ) -> None:
+        channels, filters = check_count("channels", channels), check_count("filters", filters)
+        size = check_count("the size of a filter", size)
         area = size * size
         self.W = glorot_uniform(rng, (filters, channels, size, size), channels * area, filters * area, dtype)
         self.b = Tensor(np.zeros(filters, dtype), requires_grad=True)
-        self.padding, self.relu = padding, relu
+        self.padding, self.relu = padding, as_flag("relu", relu)
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.conv2d(x, self.W, self.b, padding=self.padding, relu=self.relu)
 
 
 class Dense(Layer):
-    """Fully connected: x W + b, W (inputs, units)."""
+    """Fully connected: x W + b, W (inputs, units). Raises ValueError for a number of them that is no integer above
+    0."""
 
     def __init__(self, inputs: int, units: int, relu: bool = False, rng: Rng = None, dtype: Any = np.float32) -> None:
+        inputs, units = check_count("inputs", inputs), check_count("units", units)
         self.W = glorot_uniform(rng, (inputs, units), inputs, units, dtype)
         self.b = Tensor(np.zeros(units, dtype), requires_grad=True)
-        self.relu = relu
+        self.relu = as_flag("relu", relu)
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.dense(x, self.W, self.b, relu=self.relu)
@@ -186,7 +213,7 @@ class MaxPool2D(Layer):
     """Maximum over size x size windows; ties "first" or "all" says where the gradient of equal maxima goes."""
 
     def __init__(self, size: int = 2, ties: str = "first") -> None:
-        self.size, self.ties = size, ties
+        self.size, self.ties = check_count("pool size", size), ties
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.max_pool2d(x, size=self.size, ties=self.ties)
@@ -196,7 +223,7 @@ class Dropout(Layer):
     """Inverted dropout at `rate`; the identity outside training, where there are no masks."""
 
     def __init__(self, rate: float = 0.5) -> None:
-        self.rate = rate
+        self.rate = as_number("the dropout rate", rate)
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return x if masks is None else masks.drop(x, self.rate)
@@ -213,8 +240,7 @@ class TemperatureSoftmax(Layer):
     """Equation (2) of the paper: softmax(z / T), T > 0. Logits (N, K) -> probabilities (N, K)."""
 
     def __init__(self, T: float) -> None:
-        ops.check_temperature(T)
-        self.T = T
+        self.T = ops.check_temperature(T)
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.softmax(x, T=self.T)
@@ -227,7 +253,7 @@ class Sequential(Layer):
         self.layers = layers
 
     def _attributes(self) -> dict[str, Any]:
-        own = {name: value for name, value in vars(self).items() if name != "layers"}  # of a subclass
+        own = {name: value for name, value in super()._attributes().items() if name != "layers"}  # of a subclass
         if twice := sorted(set(own) & set(self.layers)):
             raise ValueError(f"{twice[0]!r} is the name of a layer and of an attribute: rename one of them")
         return self.layers | own

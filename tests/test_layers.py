@@ -163,3 +163,36 @@ def test_max_pool2d_layer_has_its_ties():
         x.grad = None
         MaxPool2D(2, ties)(x).sum().backward()
         assert x.grad.sum() == count
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Dense(0, 0), "inputs must be an integer of at least 1, got 0"),
+        (lambda: Dense(-3, 2), "inputs must be an integer of at least 1, got -3"),
+        (lambda: Dense(3, 2.0), "units must be an integer of at least 1, got 2.0"),
+        (lambda: Dense(3, 2, relu=1), "relu must be True or False, got 1"),
+        (lambda: Conv2D(0, 0, 3), "channels must be an integer of at least 1, got 0"),
+        (lambda: Conv2D(1, 0, 3), "filters must be an integer of at least 1, got 0"),
+        (lambda: Conv2D(1, 2, 0), "the size of a filter must be an integer of at least 1, got 0"),
+        (lambda: Conv2D(1, 2, 3, relu="no"), "relu must be True or False, got 'no'"),
+        (lambda: MaxPool2D(np.array([2, 2])), r"pool size must be an integer of at least 1, got array\(\[2, 2\]\)"),
+        (lambda: Dropout(None), "the dropout rate must be a number, got None"),
+        (lambda: TemperatureSoftmax("1"), "the temperature T must be a number, got '1'"),
+    ],
+)
+def test_layers_refuse(make, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make()
+
+
+def test_layers_keep_numbers_and_flags_as_python_s():
+    made = [Dense(3, 2, np.array(False)), Conv2D(1, 2, np.array(3), "same", np.False_), MaxPool2D(np.array(2))]
+    assert [type(value) for value in (made[0].relu, made[1].relu, made[2].size)] == [bool, bool, int]
+    assert made[1].W.shape == (2, 1, 3, 3) and not made[0].relu and not made[1].relu
+
+
+@pytest.mark.parametrize("name", ["parameters", "to", "device", "dtype", "backend"])
+def test_layer_refuses_an_attribute_of_the_name_of_a_method(name):
+    with pytest.raises(ValueError, match=f"^'{name}' is a name of Layer's own: give the attribute of Layer another$"):
+        setattr(layers.Layer(), name, Tensor([1.0], requires_grad=True))

@@ -1,6 +1,10 @@
 """Networks that are not the paper's: layers of one's own with parameters of any name, nested, shared, in lists; all of
 them found, trained, saved, loaded and moved, or an error."""
 
+import collections
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 
@@ -179,6 +183,63 @@ def test_parameters_that_were_computed_are_refused():
     layer = with_attributes(scale=weight(2) * 2)
     with pytest.raises(ValueError, match="^scale was computed from other Tensors: use Tensor"):
         layer.parameters()
+
+
+class Slotted(Layer):
+    __slots__ = ("__hidden", "factor", "unset")
+
+    def __init__(self):
+        self.factor, self.__hidden, self.last = weight(2), weight(2), weight(2)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class SlottedData(Layer):
+    factor: Tensor = dataclasses.field(default_factory=lambda: weight(2))
+
+
+class SlottedSequential(Sequential):
+    __slots__ = ("factor",)
+
+
+def slotted_sequential():
+    network = SlottedSequential(dense=Dense(2, 2))
+    network.factor = weight(2)
+    return network
+
+
+HELD = {
+    "slots": (Slotted, ["_Slotted__hidden", "factor", "last"]),
+    "slots of a dataclass": (SlottedData, ["factor"]),
+    "slots of a Sequential": (slotted_sequential, ["dense_W", "dense_b", "factor"]),
+    "a deque": (lambda: with_attributes(w=collections.deque([weight(2), weight(2)])), ["w_0", "w_1"]),
+    "a UserList": (lambda: with_attributes(w=collections.UserList([Dense(1, 1)])), ["w_0_W", "w_0_b"]),
+    "a UserDict": (lambda: with_attributes(w=collections.UserDict(a=weight(2))), ["w_a"]),
+    "a mapping proxy": (lambda: with_attributes(w=types.MappingProxyType({"a": [weight(2)]})), ["w_a_0"]),
+}
+
+
+@pytest.mark.parametrize(("make", "names"), HELD.values(), ids=HELD)
+def test_parameters_are_found_in(make, names):
+    assert sorted(make().parameters()) == sorted(names)
+    assert sorted(Sequential(inner=make()).parameters()) == sorted(f"inner_{name}" for name in names)
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        lambda: {weight(2)},
+        lambda: frozenset([Dense(1, 1)]),
+        lambda: {weight(2): 1},
+        lambda: {"a": [{weight(2)}]},
+        lambda: {Dense(1, 1): 1}.keys(),
+    ],
+    ids=["set", "frozenset of layers", "key", "set in a list in a dict", "keys"],
+)
+def test_parameters_without_a_name_are_refused(holder):
+    layer = with_attributes(w=holder())
+    with pytest.raises(ValueError, match="^w.* has a Tensor in a set or as a key, where it has no name: use a list or"):
+        layer.parameters()
+    assert list(with_attributes(names={"a", 1}, sizes={(1, 2): 3}, w=weight(2)).parameters()) == ["w"]
 
 
 def test_l2_names_its_parameters():
