@@ -17,6 +17,7 @@ from minicnn.layers import Layer, Self
 Path = str | os.PathLike
 
 LIMIT = 2**28  # bytes of a file and of its arrays; a checkpoint of the paper's network has 3 MB
+LONGEST_NAME = 2**16 - 100  # bytes, of an array in a file
 TRAINED_AT = "temperature"  # beside the weights in a file
 
 
@@ -25,13 +26,24 @@ class WeightsError(ValueError):
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write name -> array as .npz, atomically: a reader sees the old file or the new one, after a kill as well."""
+    """Write name -> array as .npz, atomically: a reader sees the old file or the new one, after a kill as well. Raises
+    WeightsError for a name that a zip file cannot hold."""
+    for name in arrays:
+        if not _is_name(name):
+            raise WeightsError(f"{path}: {name[:40]!r} cannot be the name of an array: rename a layer or an attribute")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # not numpy.savez, which keeps some names to itself
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
     write_atomically(path, buffer.getvalue())
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return "\0" not in name and len(name.encode()) <= LONGEST_NAME
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
 
 
 def load_npz(path: Path, limit: int = LIMIT) -> dict[str, np.ndarray]:
@@ -95,28 +107,30 @@ def get_weights(network: Layer) -> dict[str, np.ndarray]:
 def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path = "weights") -> Self:
     """Set every parameter to its array, on the device and in the dtype that it has. Returns the network.
 
-    weights: name -> array, of any backend or library that NumPy understands. Raises WeightsError where names or shapes
-    differ, where an array holds no floating-point numbers, or one that is not finite in the parameter's dtype; the
-    network is then unchanged.
+    weights: name -> array, of any backend or library that NumPy understands; they may be the parameters' own arrays, as
+    where two layers change places. Raises WeightsError where names or shapes differ, where an array holds no
+    floating-point numbers, or one that is not finite in the parameter's dtype, and where a parameter cannot be written
+    to; the network is then unchanged.
     """
     weights = {name: backend.to_host(array) for name, array in weights.items()}
     parameters = network.parameters()
     if set(weights) != set(parameters):
         missing, extra = sorted(set(parameters) - set(weights)), sorted(set(weights) - set(parameters))
         raise WeightsError(f"{source}: not the weights of this network (missing {missing}, unknown {extra})")
+    values = {}
     for name, parameter in parameters.items():
         if weights[name].shape != parameter.shape:
             raise WeightsError(f"{source}: {name} has shape {weights[name].shape}, the network's is {parameter.shape}")
         if weights[name].dtype.kind != "f":
             raise WeightsError(f"{source}: {name} holds {weights[name].dtype}, not floating-point numbers")
-        with np.errstate(over="ignore"):  # 1e300 is infinite in float32
-            finite = np.isfinite(weights[name].astype(parameter.dtype)).all()
-        if not finite:
+        with np.errstate(over="ignore", under="ignore"):  # 1e300 is infinite in float32, 1e-300 is 0
+            values[name] = np.array(weights[name], dtype=parameter.dtype, order="C")
+        if not np.isfinite(values[name]).all():
             raise WeightsError(f"{source}: {name} holds values that are no finite numbers")
-    for name, values in weights.items():
-        parameter = parameters[name]
-        values = np.ascontiguousarray(values, dtype=parameter.dtype).reshape(parameter.shape)
-        parameter.data[...] = backend.of(parameter.data).asarray(values)
+        if not backend.is_writable(parameter.data):
+            raise WeightsError(f"{source}: {name} is an array that cannot be written to: give its Tensor a copy")
+    for name, parameter in parameters.items():
+        parameter.data[...] = backend.of(parameter.data).asarray(values[name])
         parameter.version += 1
     return network
 

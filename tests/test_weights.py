@@ -11,7 +11,7 @@ import pytest
 from minicnn import files
 from minicnn.autograd import Tensor
 from minicnn.backend import to_host
-from minicnn.layers import Layer
+from minicnn.layers import Dense, Layer, Sequential
 from minicnn.paper.networks import paper_cnn
 from minicnn.weights import (
     TRAINED_AT,
@@ -338,3 +338,42 @@ def test_set_weights_refuses_what_is_infinite_in_the_parameter_s_dtype():
     with pytest.raises(WeightsError, match="dense2_b holds values that are no finite numbers"):
         set_weights(network, weights)
     assert np.isfinite(network.parameters()["dense2_b"].data).all()
+
+
+def test_set_weights_takes_the_network_s_own_arrays(device):
+    """Two layers change places, and one is set from a part of another: all is read before anything is written."""
+    network = Sequential(a=Dense(3, 3, rng=0), b=Dense(3, 3, rng=1)).to(device.name)
+    before, own = get_weights(network), {name: p.data for name, p in network.parameters().items()}
+    own["a_W"], own["b_W"], own["a_b"], own["b_b"] = own["b_W"].T, own["a_W"], own["b_W"][0], own["a_W"][:, 2]
+    after = get_weights(set_weights(network, own))
+    assert np.array_equal(after["a_W"], before["b_W"].T) and np.array_equal(after["b_W"], before["a_W"])
+    assert np.array_equal(after["a_b"], before["b_W"][0]) and np.array_equal(after["b_b"], before["a_W"][:, 2])
+
+
+def test_set_weights_of_a_parameter_that_cannot_be_written_to_changes_nothing():
+    network = small_cnn()
+    network.layers["dense2"].b.data.flags.writeable = False
+    before = bits(network)
+    with pytest.raises(
+        WeightsError, match="^weights: dense2_b is an array that cannot be written to: give its Tensor a"
+    ):
+        set_weights(network, get_weights(small_cnn(5)))
+    assert bits(network) == before
+
+
+def test_set_weights_takes_small_numbers_whatever_numpy_is_told():
+    network = small_cnn()
+    with np.errstate(all="raise"):
+        set_weights(network, {name: np.full(w.shape, 1e-300) for name, w in get_weights(network).items()})
+    assert not any(w.any() for w in get_weights(network).values())
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "a\ud800", "a" * 70_000, "\u00e4" * 40_000], ids=["NUL", "half", "long", "bytes"]
+)
+def test_weights_of_a_name_that_a_file_cannot_hold_are_not_written(tmp_path, name):
+    layer = Layer()
+    vars(layer)[name] = Tensor([1.0], requires_grad=True)
+    with pytest.raises(WeightsError, match=r"w.npz: 'a?.* cannot be the name of an array: rename a layer"):
+        save_weights(layer, tmp_path / "w.npz")
+    assert not os.listdir(tmp_path)
