@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec
@@ -102,7 +103,7 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
         edges: Any = [(args[i], pullbacks[i]) for i in needed]
         if _without_graph() or not edges:
             return Tensor(value)
-        versions = [(t, t.version) for t in tensors]
+        versions = [(t.shape, t.memory, t.version) for t in tensors]
         return Tensor(value, edges=edges, shared=shared[0] if shared else None, versions=versions)
 
     return apply
@@ -116,6 +117,11 @@ def _unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
 
 def _shape(a: Any) -> tuple[int, ...]:
     return getattr(a, "shape", ())
+
+
+def _matrix(b: Any, like: Array) -> Array:
+    """A list of lists as an array of the same backend and dtype; an array as it is."""
+    return backend.of(like).asarray(b, dtype=like.dtype) if isinstance(b, (list, tuple)) else b
 
 
 def _matmul(a: Array, b: Array) -> ValueAndPullbacks:
@@ -133,14 +139,41 @@ def _matmul(a: Array, b: Array) -> ValueAndPullbacks:
     )
 
 
+class _Memory:
+    """What Tensors of one array and of its views share: how often it was changed. It holds an array, so that while it
+    is there no other memory has its address."""
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.version = array, 0
+
+    def __reduce__(self):
+        return _memory_of, (self.array,), {"version": self.version}
+
+
+_memories: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()  # by the id of the owner
+
+
+def _memory_of(array: Array) -> _Memory:
+    owner = id(_owner(array))
+    return _memories.get(owner) or _memories.setdefault(owner, _Memory(array))
+
+
+def _owner(array: Array) -> Any:
+    """What holds the memory that an array is a view of, or the array itself."""
+    while (base := getattr(array, "base", None)) is not None:
+        array = base
+    return array
+
+
 class Tensor:
     """An array of float32 or float64, with the operation that made it.
 
     data: the array itself, on any backend, and no copy: Tensors of one array or of its views (`t[0:2]`, reshape, T)
-    share its memory, but not their versions. Comparisons are made on it, as in `t.data > 0`. requires_grad: a leaf
+    share its memory and its version. Comparisons are made on it, as in `t.data > 0`. requires_grad: a leaf
     whose gradient is wanted. grad: after backward(), on such leaves alone, an array like data, and no one else's; it
     adds up over calls until set to None. version: how often data was changed in place, by an optimiser, by set_weights,
-    or by `t.data -= change`; whoever does it otherwise, as in `t.data[0] = 1`, adds 1.
+    or by `t.data -= change`; whoever does it otherwise, as in `t.data[0] = 1`, adds 1. Raises TypeError for other
+    dtypes, for what is no array, and for a masked one.
 
     >>> a, b = Tensor([[1.0, 2.0]], requires_grad=True), Tensor([[3.0], [4.0]])
     >>> (a @ b).backward()
@@ -148,7 +181,7 @@ class Tensor:
     array([[3., 4.]])
     """
 
-    __slots__ = ("_data", "version", "grad", "requires_grad", "edges", "shared", "versions")
+    __slots__ = ("_data", "memory", "grad", "requires_grad", "edges", "shared", "versions")
     __array_ufunc__ = None  # lets `array * tensor` reach __rmul__
 
     def __init__(
@@ -157,17 +190,21 @@ class Tensor:
         requires_grad: bool = False,
         edges: Sequence[tuple[Tensor, Pullback]] = (),
         shared: Pullback | None = None,
-        versions: Sequence[tuple[Tensor, int]] = (),
+        versions: Sequence[tuple[tuple[int, ...], _Memory, int]] = (),
     ) -> None:
         if isinstance(data, (int, float, list, tuple, np.generic)):
             data = np.asarray(data, getattr(data, "dtype", np.float64))
-        backend.of(data)
-        if data.dtype not in (np.float32, np.float64):
-            raise TypeError(f"a Tensor holds float32 or float64, got {data.dtype}")
-        self._data, self.version = data, 0
-        self.edges, self.shared, self.versions = edges, shared, versions
+        self._hold(data)
+        self.edges, self.shared = edges, shared
+        self.versions = [*versions, (self.shape, self.memory, self.version)] if edges else versions
         self.grad: Array = None
         self.requires_grad = requires_grad or bool(edges)
+
+    def _hold(self, data: Array) -> None:
+        data = backend.plain(data)
+        if data.dtype not in (np.float32, np.float64):
+            raise TypeError(f"a Tensor holds float32 or float64, got {data.dtype}")
+        self._data, self.memory = data, _memory_of(data)
 
     @property
     def data(self) -> Array:
@@ -175,8 +212,18 @@ class Tensor:
 
     @data.setter
     def data(self, data: Array) -> None:
-        self.version += data is self._data  # as after `t.data -= change`; a graph keeps an array that is replaced
-        self._data = data
+        if data is self._data:  # as after `t.data -= change`
+            self.version += 1
+        else:  # a graph keeps an array that is replaced
+            self._hold(data)
+
+    @property
+    def version(self) -> int:
+        return self.memory.version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self.memory.version = version
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -251,6 +298,10 @@ class Tensor:
         """Power with a constant exponent, a number or an array. Where that is 0 the gradient is 0, of 0 ** 0 too."""
 
         xp = backend.of(a).xp
+        if isinstance(exponent, (list, tuple)) or getattr(exponent, "dtype", a.dtype).kind in "iub":
+            # Of its own type 1 less than the smallest integer would be the largest.
+            on_host = isinstance(exponent, (np.ndarray, np.generic)) and not exponent.ndim
+            exponent = int(exponent) if on_host else backend.of(a).asarray(exponent, dtype=a.dtype)
 
         def pullback(g):
             if not _shape(exponent):
@@ -264,11 +315,11 @@ class Tensor:
     @op
     def __matmul__(a: Array, b: Any) -> ValueAndPullbacks:
         """Matrix product, for every rank that NumPy's matmul takes."""
-        return _matmul(a, b)
+        return _matmul(a, _matrix(b, a))
 
     @op
     def __rmatmul__(a: Array, b: Any) -> ValueAndPullbacks:
-        value, (_, by_a) = _matmul(b, a)
+        value, (_, by_a) = _matmul(_matrix(b, a), a)
         return value, (by_a,)
 
     __radd__, __rmul__ = __add__, __mul__
@@ -306,6 +357,8 @@ class Tensor:
         array([[0., 1.],
                [1., 0.]])
         """
+        if isinstance(axis, (tuple, list)):
+            raise TypeError(f"max takes one axis, or None for all, got {axis}")
         xp, kept = backend.of(a).xp, _with_ones(a.shape, axis)
         along, i = (a.reshape(-1), 0) if axis is None else (a, *_axes(axis, a.ndim))
         largest = along.max(axis=i, keepdims=True)
@@ -382,7 +435,7 @@ def _with_ones(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     return tuple(1 if i in reduced else n for i, n in enumerate(shape))
 
 
-def grad(output: Tensor, inputs: Sequence[Tensor], cotangent: Array = None) -> list[Array]:
+def grad(output: Tensor, inputs: Iterable[Tensor], cotangent: Array = None) -> list[Array]:
     """Gradients of `output` with respect to the Tensors `inputs`, and nothing else: no other pullback is called.
 
     cotangent as in Tensor.backward. Returns a list of arrays; no `.grad` is touched. Raises ValueError where an input
@@ -394,6 +447,7 @@ def grad(output: Tensor, inputs: Sequence[Tensor], cotangent: Array = None) -> l
     """
     if isinstance(inputs, Tensor):
         raise TypeError("the inputs of grad are a list of Tensors: [x] for one")
+    inputs = list(inputs)
     found = _cotangents(output, cotangent, set(inputs))
     missing = [i for i, tensor in enumerate(inputs) if tensor not in found]
     if missing:
@@ -450,12 +504,9 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
     for tensor in reversed(order):
         if tensor not in sums:
             continue
-        g = sums.pop(tensor)
+        g = backend.of(tensor.data).asarray(sums.pop(tensor))  # of no axes it may be one of NumPy's scalars
         if wanted(tensor):
-            g = backend.of(tensor.data).asarray(g)  # of no axes it may be one of NumPy's scalars
-            owner = _owner(g)
-            alone = id(owner) not in taken and (isinstance(owner, np.ndarray) or owner.base is None)
-            results[tensor] = g if alone else g.copy(order="K")
+            results[tensor] = g.copy(order="K") if id(_owner(g)) in taken else g
             taken.add(id(_owner(results[tensor])))
         edges = [(parent, pullback) for parent, pullback in tensor.edges if parent in needed]
         with np.errstate(under="ignore"):
@@ -469,22 +520,17 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
                     raise TypeError(
                         f"the pullback {name} gave {dtype}{shape} for an argument that is {parent.dtype}{parent.shape}"
                     )
+                if not str(getattr(pullback, "__module__", None)).startswith("minicnn."):
+                    taken.add(id(_owner(contribution)))  # which an operation of one's own may keep
                 sums[parent] = sums[parent] + contribution if parent in sums else contribution
     return results
 
 
-def _owner(array: Array) -> Array:
-    """The array whose memory a NumPy array is a view of, or itself; an array of another backend as it is."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
 def _check_unchanged(tensor: Tensor) -> None:
     """Raises ValueError where the pullbacks of a Tensor would see other data than the forward pass."""
-    for changed, version in [(tensor, 0), *tensor.versions]:
-        if changed.version != version:
+    for shape, memory, version in tensor.versions:
+        if memory.version != version:
             raise ValueError(
-                f"the data {changed.shape} of a Tensor changed between forward and backward, by an optimiser's step, "
+                f"the data {shape} of a Tensor changed between forward and backward, by an optimiser's step, "
                 "set_weights, .to() or in place: the gradient would be wrong, call forward again"
             )

@@ -1,12 +1,17 @@
 """The engine: order of the backward pass, what it calls and keeps, and the operators of Tensor."""
 
 import contextlib
+import copy
+import gc
 import operator
+import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
+from minicnn import ops
 from minicnn.autograd import Tensor, grad, no_grad, op
 from minicnn.backend import to_host
 from minicnn.optim import NesterovSGD
@@ -283,6 +288,98 @@ def test_backward_refuses_parameters_moved_since_the_forward_pass(device):
             y.backward()
 
 
+VIEWS = {
+    "an index": lambda a: a[0],
+    "a slice": lambda a: a[0:2],
+    "reshape": lambda a: a.reshape(4, 16),
+    "T": lambda a: a.T,
+    "flatten": ops.flatten,
+    "a view of a view": lambda a: a[1:].T[0],
+    "a Tensor of its data": lambda a: Tensor(a.data),
+    "a Tensor of a part of its data": lambda a: Tensor(a.data[1:, ::2]),
+    "a copy of the Tensor": copy.copy,
+}
+
+
+each_view = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+
+
+@pytest.mark.parametrize("graph", [contextlib.nullcontext, no_grad], ids=["with a graph", "without"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@each_view
+def test_backward_refuses_a_view_of_what_changed(device, view, change, graph):
+    network = dense_network(dtype=np.float64).to(device.name)
+    parameter = network.parameters()["classes_W"]
+    with graph():
+        used = view(parameter)
+    y = (used * Tensor(device.asarray(np.ones(used.shape)), requires_grad=True)).sum()
+    for other in network.parameters().values():
+        other.grad = device.xp.zeros_like(other.data)
+    change(network, parameter)
+    with pytest.raises(ValueError, match=r"changed between forward and backward, .* call forward again$"):
+        y.backward()
+
+
+@each_view
+def test_backward_refuses_what_changed_through_a_view(device, view):
+    a, w = (Tensor(device.asarray(np.ones((16, 4))), requires_grad=True) for _ in range(2))
+    y = (a * w).sum()
+    view(a).data -= 5
+    with pytest.raises(ValueError, match=r"changed between forward and backward, .* call forward again$"):
+        y.backward()
+    (a * w).sum().backward()
+
+
+def test_graph_is_gone_with_its_last_tensor(device):
+    """Its arrays too, by no garbage collection: they are the memory of the next step."""
+    x = Tensor(device.asarray(np.ones((2, 3))), requires_grad=True)
+    y = ops.relu(x * 2).sum()
+    arrays = [weakref.ref(parent.data) for parent, _ in y.edges]
+    gc.disable()
+    try:
+        y.backward()
+        del y
+        assert [array() for array in arrays] == [None]
+    finally:
+        gc.enable()
+
+
+def test_backward_takes_changes_of_other_memory(device):
+    a, w = (Tensor(device.asarray(np.ones((2, 3))), requires_grad=True) for _ in range(2))
+    y = (a[0] * w).sum()
+    for other in (Tensor(a.data.copy()), copy.deepcopy(a), Tensor(device.asarray(np.ones((2, 3))))):
+        other.data -= 5
+        assert other.version == 1
+    y.backward()
+    assert (a.data == 1).all()
+
+
+def test_tensor_of_a_fresh_array_was_never_changed():
+    """Also where its memory is that of an array that is gone, and was."""
+    for _ in range(1000):
+        t = Tensor(np.ones(3))
+        assert t.version == 0
+        t.data += 1
+        assert t[1:].version == Tensor(t.data).version == 1
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["deepcopy", "pickle"]
+)
+def test_tensor_duplicated_shares_its_version_with_its_own_views(duplicate):
+    a = leaf([1.0, 2.0])
+    a.data += 1
+    b = duplicate(a)
+    assert b.version == 1 and b.data.tolist() == [2, 3]
+    y = (b[0:1] * b[1:2]).sum()
+    a.data += 1
+    y.backward()
+    y = (Tensor(b.data) * leaf([1.0, 1.0])).sum()
+    b.data += 1
+    with pytest.raises(ValueError, match="changed between forward and backward"):
+        y.backward()
+
+
 def test_backward_refuses_a_hidden_value_changed_in_place():
     x = leaf([1.0, 2.0])
     y = x.exp()
@@ -320,6 +417,34 @@ def test_gradients_are_no_one_else_s_arrays(function):
         assert gradient.tolist() == [[1] * 3] * 2
         gradient *= 7
     assert (cotangent == 1).all() and x.data[1, 2] == 6
+
+
+def kept_by(pullback_of, shared=False):
+    """An operation whose pullback returns an array that it keeps, or a part of it, and that array."""
+    kept = np.full((2, 2, 3), 3.0)
+    if shared:
+        return op(lambda a: (a * 1, (lambda g: g,), lambda g: pullback_of(kept))), kept
+    return op(lambda a: (a * 1, (lambda g: pullback_of(kept),))), kept
+
+
+KEPT = {
+    "itself": (lambda kept: kept[0], False, lambda x: x),
+    "a part": (lambda kept: kept[:, 0], False, lambda x: x),
+    "before another operation": (lambda kept: kept[0], False, lambda x: x.reshape(3, 2).reshape(2, 3)),
+    "for all pullbacks": (lambda kept: kept[0], True, lambda x: x.T.T),
+}
+
+
+@pytest.mark.parametrize(("pullback_of", "shared", "before"), KEPT.values(), ids=KEPT)
+def test_gradients_are_no_arrays_that_a_pullback_keeps(pullback_of, shared, before):
+    function, kept = kept_by(pullback_of, shared)
+    x = leaf(np.ones((2, 3)))
+    y = function(before(x)).sum()
+    y.backward()
+    for gradient in (x.grad, *grad(y, [x])):
+        assert (gradient == 3).all()
+        gradient *= 7
+    assert (kept == 3).all()
 
 
 def test_gradients_of_two_leaves_are_two_arrays(device):
@@ -376,6 +501,48 @@ def test_tensor_division_by_numbers_whose_square_is_no_float(size):
 def test_tensor_without_axes_has_no_axis_0(call):
     with pytest.raises(ValueError, match="axis 0 is out of bounds for array of dimension 0|axes don't match array"):
         call(leaf(1.0))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.uint8, np.int64], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "of",
+    [lambda n: n, np.array, lambda n: np.array([n, n]), lambda n: [int(n)] * 2],
+    ids=["one", "without axes", "array", "list"],
+)
+def test_tensor_power_of_any_integer(device, kind, of):
+    """1 less than the smallest integer of a type is its largest."""
+    for n in (np.iinfo(kind).min, 0, 1, 3) if np.iinfo(kind).bits < 64 else (-3, 0, 2):
+        x = Tensor(device.asarray(np.array([1.001, 0.999])), requires_grad=True)
+        constant = of(kind(n))
+        y = x ** (device.asarray(constant) if isinstance(constant, np.ndarray) else constant)
+        y.sum().backward()
+        np.testing.assert_allclose(to_host(y.data), to_host(x.data) ** float(n), rtol=1e-12)
+        np.testing.assert_allclose(to_host(x.grad), n * to_host(x.data) ** float(n - 1) if n else 0 * to_host(x.data))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tensor_operators_take_lists(device, dtype):
+    """As constants of the Tensor's dtype, on its device; with a gradient."""
+    for function, lists in (
+        (lambda t, c: t**c, [2.0, 3.0]),
+        (lambda t, c: t @ c, [[1.0], [2.0]]),
+        (lambda t, c: c @ t, [[1.0, 2.0]]),
+        (lambda t, c: t @ c, (1.0, 2.0)),
+    ):
+        found = []
+        for constant in (lists, device.asarray(np.array(lists, dtype))):
+            t = Tensor(device.asarray(np.array([[1.0, 2.0], [3.0, 5.0]], dtype)), requires_grad=True)
+            y = function(t, constant)
+            y.sum().backward()
+            found.append((to_host(y.data).tolist(), to_host(t.grad).tolist()))
+            assert y.dtype == dtype
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("axis", [(0, 1), (), [0]], ids=str)
+def test_tensor_max_refuses_several_axes(axis):
+    with pytest.raises(TypeError, match=r"^max takes one axis, or None for all, got "):
+        leaf([[1.0, 2.0]]).max(axis=axis)
 
 
 def test_tensor_index_by_an_empty_list():
@@ -464,6 +631,13 @@ def test_grad_and_backward_refuse_what_is_no_list_and_no_array():
             (x * x).backward(cotangent)
 
 
+def test_grad_takes_its_inputs_from_whatever_gives_them_once():
+    x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    y = (x * w).sum()
+    for inputs in (iter([x, w]), {"x": x, "w": w}.values(), (t for t in (x, w)), (x, w)):
+        assert [g.tolist() for g in grad(y, inputs)] == [[3, 4], [1, 2]]
+
+
 @pytest.mark.parametrize("wanted", ["ab", "a", "b", ""])
 def test_op_shares_a_step_of_its_backward_among_its_pullbacks(wanted):
     """max(a b, 0): the mask is applied once, before either pullback, and not at all where none is called."""
@@ -495,6 +669,21 @@ def test_tensor_holds_floats():
         Tensor(np.ones(3, np.float16))
     with pytest.raises(TypeError, match="expected an array of one of cpu.*, got str"):
         Tensor("text")
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_tensor_takes_arrays_of_numpy_s_other_classes_as_plain_ones():
+    """A matrix would multiply as one; a mask would be lost."""
+    values, t = np.array([[1.0, 2.0], [3.0, 4.0]]), leaf(np.ones((2, 2)))
+    t.data = np.matrix(values)
+    for made in (Tensor(np.matrix(values)), Tensor(values.view(np.recarray)), t):
+        assert type(made.data) is np.ndarray and (made * made).data.tolist() == [[1, 4], [9, 16]]
+    with pytest.raises(TypeError, match="^a masked array would lose its mask"):
+        Tensor(np.ma.array(values))
+    with pytest.raises(TypeError, match="^a masked array would lose its mask"):
+        t.data = np.ma.array(values)
+    with pytest.raises(TypeError, match="a Tensor holds float32 or float64, got int64"):
+        t.data = np.ones((2, 2), np.int64)
 
 
 def test_tensor_dtypes_do_not_mix():

@@ -110,8 +110,8 @@ class DeviceArray(NDArrayOperatorsMixin):
 
     __hash__ = None
 
-    def __init__(self, values):
-        self.values = values
+    def __init__(self, values, base=None):
+        self.values, self.base = values, base
 
     def __getattr__(self, name):
         if name.startswith("__"):  # through __array_interface__ NumPy would read device memory unasked
@@ -126,7 +126,8 @@ class DeviceArray(NDArrayOperatorsMixin):
     def _view(self, values, what):
         if values.size and not np.may_share_memory(values, self.values):
             _forbid_in_capture(f"a copy by {what}")
-        return DeviceArray(values)
+            return DeviceArray(values)
+        return DeviceArray(values, self if self.base is None else self.base)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         result = _on_device(getattr(ufunc, method), ufunc.__name__)(*inputs, **kwargs)
