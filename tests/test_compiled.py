@@ -390,6 +390,18 @@ def test_conv2d_moved_into_a_max_pool(road, size, origin, relu, keep):
     np.testing.assert_allclose(placed(e, image, origins // size, z.shape), expected - before, atol=1e-6)
 
 
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "tried"])
+@pytest.mark.parametrize("place", range(4))
+def test_conv2d_moved_into_a_max_pool_loses_no_nan(road, place, keep):
+    """Wherever it is in the window, before numbers and after them."""
+    y, d, at = np.arange(8.0).reshape(1, 2, 2, 2), np.zeros((1, 2, 2, 2)), np.zeros((1, 2), np.int64)
+    z = y.max(axis=(1, 2), keepdims=True)
+    (y if keep else d).reshape(4, 2)[place, 1] = np.nan
+    e = cpu.max_pool2d_moved(z, np.zeros(1, np.int64), at, d, y, 2, False, keep)
+    assert e[0, 0, 0].tolist()[0] == 0 and np.isnan(e[0, 0, 0, 1])
+    assert z[0, 0, 0, 0] == 6 and np.isnan(z[0, 0, 0, 1]) == keep
+
+
 def test_kernels_take_no_array_for_a_number(road):
     """An address is an integer too."""
     if road == "numpy":
