@@ -22,6 +22,7 @@ from minicnn.autograd import Tensor
 from minicnn.backend import to_host
 from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential
 from minicnn.ops import cross_entropy
+from minicnn.paper.attacks import attack
 from minicnn.paper.saliency import saliency_maps
 from minicnn.training import LearningError, Recipe, TrainingError, correct, distilled_labels, evaluate, fit, predict
 from minicnn.weights import WeightsError, load_npz, save_npz, save_weights
@@ -384,8 +385,9 @@ IMAGES_OF_ANOTHER_KIND = {
         lambda x, labels: evaluate(small_cnn(), x, labels),
         lambda x, labels: fit(small_cnn(), x, labels, RECIPE),
         lambda x, labels: saliency_maps(small_cnn(), x, labels),
+        lambda x, labels: attack(small_cnn(), x, labels, "1"),
     ],
-    ids=["predict", "evaluate", "fit", "saliency_maps"],
+    ids=["predict", "evaluate", "fit", "saliency_maps", "attack"],
 )
 def test_images_that_are_no_real_numbers_are_refused(call, change):
     """NumPy would take the real part, with a warning."""

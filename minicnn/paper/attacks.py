@@ -27,17 +27,14 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.layers import Layer
-from minicnn.ops import check_count, check_labels, check_temperature
-from minicnn.paper.one_pixel import changing_images
+from minicnn.ops import as_flag, as_number, check_count, check_labels, check_temperature
+from minicnn.paper.one_pixel import AttackError as AttackError
+from minicnn.paper.one_pixel import changing_images, decisions
 from minicnn.paper.saliency import ARITHMETICS as ARITHMETICS
 from minicnn.paper.saliency import check_arithmetic, logit_gradients, rows_of_pixels, saliency_maps
-from minicnn.training import correct
+from minicnn.training import predict
 
 RAISE, LOWER = 0, 1
-
-
-class AttackError(ValueError):
-    """An attack cannot be run; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +91,28 @@ class Setting:
     chunk: int = 256
 
     def __post_init__(self) -> None:
-        check_temperature(self.T)
+        checked = {name: as_number(name, getattr(self, name)) for name in ("maximum", "minimum")}
+        checked |= {name: check_count(name, getattr(self, name), least) for name, least in (("limit", 0), ("chunk", 1))}
+        checked |= {"T": check_temperature(self.T), "skip_unchanged": as_flag("skip_unchanged", self.skip_unchanged)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         check_arithmetic(self.arithmetic)
         if self.prefer not in ("raise", "lower"):
             raise ValueError(f"prefer must be 'raise' or 'lower', got {self.prefer!r}")
-        for name, least in ("limit", 0), ("chunk", 1):
-            check_count(name, getattr(self, name), least)
         if not -math.inf < self.minimum < self.maximum < math.inf:
             raise ValueError(f"minimum must be below maximum, both finite, got {self.minimum} and {self.maximum}")
+
+    def extremes(self, dtype: Any) -> np.ndarray:
+        """The values of a raised and of a lowered pixel, maximum and minimum, in that dtype, (2,). Raises AttackError
+        where they are not finite there, or the same."""
+        with np.errstate(over="ignore", under="ignore"):
+            values = np.array([self.maximum, self.minimum]).astype(dtype)
+        if not np.isfinite(values).all() or values[RAISE] == values[LOWER]:
+            raise AttackError(
+                f"minimum {self.minimum:g} and maximum {self.maximum:g} are {values[LOWER]} and {values[RAISE]} in "
+                f"{values.dtype}: choose two numbers that are finite and different there"
+            )
+        return values
 
 
 @dataclasses.dataclass
@@ -124,29 +135,35 @@ class AttackResult:
     backwards: int = 0
 
 
-def without_label(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The logits (N, K), a copy, with that of the label -inf."""
+def parted(logits: np.ndarray, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The logits (N, K), a copy, with that of the label -inf; and that of the label, (N,). Raises ValueError for labels
+    that do not fit."""
+    labels, rows = check_labels(labels, *logits.shape), np.arange(len(logits))
     others = logits.copy()
-    others[np.arange(len(logits)), labels] = -np.inf
-    return others
+    others[rows, labels] = -np.inf
+    return others, logits[rows, labels]
 
 
-def margin(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def margin(logits: np.ndarray, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """max_{j != k} z_j - z_k of the label k, and the j that it is taken at, the first of equals. (N, K), (N,) -> (N,),
-    (N,). Raises AttackError where it is no number."""
-    rows, rival = np.arange(len(logits)), without_label(logits, labels).argmax(axis=1)
-    margins = logits[rows, rival] - logits[rows, labels]
+    (N,). Raises AttackError where it is no number, ValueError for labels that do not fit."""
+    others, of_label = parted(logits, labels)
+    rival = others.argmax(axis=1)
+    margins = logits[np.arange(len(logits)), rival] - of_label
     if np.isnan(margins).any():
         raise AttackError("the logits are no finite numbers: choose other weights")
     return margins, rival
 
 
-def log_odds_against(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+@np.errstate(under="ignore")
+def log_odds_against(logits: np.ndarray, labels: Any) -> np.ndarray:
     """log((1 - p) / p) of the label's probability p: logsumexp_{j != k} z_j - z_k. (N, K), (N,) -> (N,).
 
-    The loss -ln p is its softplus; positive where the label has less than half of the probability.
+    The loss -ln p is its softplus; positive where the label has less than half of the probability. Raises ValueError
+    for labels that do not fit.
     """
-    return np.logaddexp.reduce(without_label(logits, labels), axis=1) - logits[np.arange(len(logits)), labels]
+    others, of_label = parted(logits, labels)
+    return np.logaddexp.reduce(others, axis=1) - of_label
 
 
 def log_loss_change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -156,7 +173,7 @@ def log_loss_change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
     log1p(e^t) for t = log sigmoid(b) + log expm1(a - b).
     """
     a, b = np.maximum(after, before), np.minimum(after, before)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", under="ignore"):
         t = (a - b) + np.log(-np.expm1(b - a)) - np.logaddexp(0, -b)
         return np.where(t < -50, t, np.log(np.logaddexp(0, t)))
 
@@ -208,7 +225,7 @@ class _Scorer:
             kind = np.where(best > 0, RAISE, LOWER)
             best = np.abs(best)
         if setting.skip_unchanged:
-            values = np.where(kind == RAISE, setting.maximum, setting.minimum).astype(images.dtype)
+            values = setting.extremes(images.dtype)[kind]
             best = np.where(images.reshape(best.shape) == values, -np.inf, best)
         return best, kind, zero
 
@@ -227,9 +244,10 @@ class _Scorer:
             return np.maximum(log_loss_change(after, before), np.finfo(after.dtype).min)
         return np.abs(after - before) if self.algorithm.absolute else after - before
 
+    @np.errstate(under="ignore")
     def _by_loss_difference(self, images, labels):
         setting = self.setting
-        values = np.array([setting.maximum, setting.minimum][: 1 + self.algorithm.lowers], images.dtype)
+        values = setting.extremes(images.dtype)[: 1 + self.algorithm.lowers]
         changes = images.reshape(len(images), -1, 1) != values
         image, pixel, kind = np.nonzero(changes)
         candidates = changing_images(self.network, images)
@@ -261,8 +279,9 @@ def attack(
     network: any Layer from images (N, C, H, W) or (N, D) to logits (N, K), on any device. images: a host array with
     values from the setting's minimum to its maximum; labels (N,) integers. algorithm: a key of ALGORITHMS or STRONGER,
     or an Algorithm. on_move(move, limit, active) is called after each round of moves. Returns an AttackResult. Raises
-    ValueError for an unknown algorithm and labels that do not fit, AttackError for images out of that range and where
-    scores are not numbers, as for a T that is too small.
+    ValueError for an unknown algorithm and labels that do not fit; AttackError for images out of that range, for a
+    range that the network's dtype does not have, and where logits or scores are not numbers, as for a T that is too
+    small; TypeError for images that are no real numbers.
     """
     setting = setting or Setting()
     if not isinstance(algorithm, Algorithm):
@@ -275,6 +294,7 @@ def attack(
     result, labels = unmoved(network, images, labels, setting)
     adversarial = result.adversarial
     pixels = rows_of_pixels(adversarial)  # a view: the moves are made in it
+    extremes = setting.extremes(pixels.dtype)
     active = np.flatnonzero(result.attacked)
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
@@ -289,7 +309,7 @@ def attack(
         pixel = ranking[rows, 0 if algorithm.refresh else move]
         possible = best[rows, pixel] > -np.inf
         active, rows, pixel = active[possible], rows[possible], pixel[possible]
-        value = np.where(kind[rows, pixel] == RAISE, setting.maximum, setting.minimum).astype(pixels.dtype)
+        value = extremes[kind[rows, pixel]]
         changed = pixels[active, pixel] != value
         pixels[active, pixel] = value
         used[rows, pixel] = True
@@ -298,8 +318,8 @@ def attack(
         tried = active[changed]
         result.forwards += len(tried)
         if len(tried):
-            decisions = moving.decisions_after(rows[changed], pixel[changed], value[changed])
-            result.succeeded[tried] = decisions != labels[tried]
+            decided = moving.decisions_after(rows[changed], pixel[changed], value[changed])
+            result.succeeded[tried] = decided != labels[tried]
         remain = ~result.succeeded[active]
         active, rows, changed = active[remain], rows[remain], changed[remain]
         if algorithm.refresh and len(active) and move + 1 < rounds:
@@ -319,8 +339,8 @@ def attack(
 def unmoved(network: Layer, images: Any, labels: Any, setting: Setting) -> tuple[AttackResult, np.ndarray]:
     """What every attack begins with: the result of no move, its images a copy of the network's dtype, and the labels
     (N,) as a NumPy array. Arguments and errors as for `attack`."""
-    copy = np.array(images, dtype=network.dtype, order="C")
-    minimum, maximum = copy.dtype.type(setting.minimum), copy.dtype.type(setting.maximum)
+    copy = np.array(backend.get("cpu").asarray(images, dtype=network.dtype), order="C")
+    maximum, minimum = setting.extremes(copy.dtype)
     if not ((copy >= minimum) & (copy <= maximum)).all():
         raise AttackError(
             f"images must be numbers in [{setting.minimum}, {setting.maximum}], these are from {copy.min()} to "
@@ -328,7 +348,8 @@ def unmoved(network: Layer, images: Any, labels: Any, setting: Setting) -> tuple
         )
     n = len(copy)
     labels = check_labels(labels, n)
-    attacked = correct(network, copy, labels, setting.chunk)
+    logits = predict(network, copy, chunk=setting.chunk)
+    attacked = decisions(logits) == check_labels(labels, *logits.shape)
     none, count = np.zeros(n, bool), np.zeros(n, int)
     return AttackResult(attacked, none, count, count.copy(), none.copy(), copy, forwards=n), labels
 

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from minicnn.layers import Layer
-from minicnn.paper.attacks import AttackError, AttackResult, Setting, unmoved
+from minicnn.paper.attacks import LOWER, RAISE, AttackError, AttackResult, Setting, unmoved
+from minicnn.paper.one_pixel import decisions
 from minicnn.paper.saliency import logit_gradients, rows_of_pixels
-from minicnn.training import correct, predict
+from minicnn.training import predict
 
 
 def best_pair(towards: np.ndarray, away: np.ndarray) -> tuple[int, int] | None:
@@ -99,7 +100,7 @@ def jsma(
     image, target = image[target != labels[image]], target[target != labels[image]]
     runs = result.adversarial[image]
     pixels = rows_of_pixels(runs)
-    value = pixels.dtype.type(setting.minimum if lowers else setting.maximum)
+    value = setting.extremes(pixels.dtype)[LOWER if lowers else RAISE]
     active, pairs = np.arange(len(runs)), setting.limit // 2
     for move in range(1, pairs + 1):
         if len(active) == 0:
@@ -120,7 +121,8 @@ def jsma(
         active = active[moved]
         _keep_first(result, image, runs, active, move)
         if len(active):
-            wrong = active[~correct(network, runs[active], labels[image[active]], setting.chunk)]
+            decided = decisions(predict(network, runs[active], chunk=setting.chunk))
+            wrong = active[decided != labels[image[active]]]
             result.forwards += len(active)
             result.succeeded[image[wrong]] = True
             _keep_first(result, image, runs, wrong, move)

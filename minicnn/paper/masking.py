@@ -15,9 +15,11 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.layers import Layer, Sequential
-from minicnn.paper.attacks import ALGORITHMS, AttackResult, Setting, without_label
+from minicnn.ops import check_labels, check_temperature
+from minicnn.paper.attacks import ALGORITHMS, LOWER, RAISE, AttackResult, Setting, parted, unmoved
 from minicnn.paper.networks import rescaled
-from minicnn.paper.saliency import saliency_maps
+from minicnn.paper.one_pixel import decisions
+from minicnn.paper.saliency import rows_of_pixels, saliency_maps
 from minicnn.paper.statistics import (
     Comparison,
     Outcomes,
@@ -29,7 +31,7 @@ from minicnn.paper.statistics import (
     median_interval,
     summary,
 )
-from minicnn.training import correct, predict
+from minicnn.training import predict
 
 Array = np.ndarray
 Sizes = Mapping[str, Array]  # what map_sizes returns
@@ -48,10 +50,11 @@ def painted_raster_order(images: Array, result: AttackResult, algorithm: str, se
     A map of zeros has no largest entry: Algorithm 1 then raises, Algorithm 3 lowers, the first `limit` pixels in raster
     order. images (N, ...) are those attacked.
     """
-    value = setting.minimum if ALGORITHMS[algorithm].lowers else setting.maximum
-    before, after = images.reshape(len(images), -1), result.adversarial.reshape(len(images), -1)
+    after = rows_of_pixels(result.adversarial)
+    before = rows_of_pixels(backend.get("cpu").asarray(images, dtype=after.dtype))  # as they were attacked
+    value = setting.extremes(after.dtype)[LOWER if ALGORITHMS[algorithm].lowers else RAISE]
     counted = before != value if setting.skip_unchanged else np.ones(before.shape, bool)
-    painted = np.where(np.cumsum(counted, axis=1) <= setting.limit, before.dtype.type(value), before)
+    painted = np.where(np.cumsum(counted, axis=1) <= setting.limit, value, before)
     seen = result.zero_scores | (before != after).any(axis=1)
     return result.attacked & ~result.succeeded & seen & (after == painted).all(axis=1)
 
@@ -72,12 +75,14 @@ def changed_decisions(before: Array, after: Array) -> dict:
     closest_call: among these images, the largest gap between first and second logit `before`, relative to the first; a
     tie to rounding is near 1e-7. None where no decision changes.
     """
-    differ = before.argmax(axis=1) != after.argmax(axis=1)
-    second, first = np.sort(before[differ], axis=1)[:, -2:].T
+    differ, closest = before.argmax(axis=1) != after.argmax(axis=1), None
+    if differ.any():
+        second, first = np.sort(before[differ], axis=1)[:, -2:].T
+        closest = float(((first - second) / np.abs(first)).max())
     return {
         "decisions_compared": len(before),
         "decisions_that_differ": int(differ.sum()),
-        "closest_call": float(((first - second) / np.abs(first)).max()) if differ.any() else None,
+        "closest_call": closest,
     }
 
 
@@ -95,7 +100,7 @@ def map_sizes(network: Layer, images: Array, labels: Array, T: float) -> dict[st
         "T": np.full(len(images), T, np.float64),
         "temperature": np.full(len(images), -math.log10(T)),
         "saturation": found.log10_scale.astype(np.float64) + math.log10(T),
-        "jacobian": np.log10(np.abs(found.maps.reshape(len(images), -1)).max(axis=1).astype(np.float64)),
+        "jacobian": np.log10(np.abs(rows_of_pixels(found.maps)).max(axis=1).astype(np.float64)),
         "size": found.log10_size(),
         "plain_size": saliency_maps(network, images, labels, T, "plain").log10_size(),
         "logits": found.logits,
@@ -103,7 +108,9 @@ def map_sizes(network: Layer, images: Array, labels: Array, T: float) -> dict[st
 
 
 def both_correct(ours: Sizes, theirs: Sizes, labels: Array) -> Array:
-    """The images that both networks classify correctly, (N,) bool, from their map_sizes."""
+    """The images that both networks classify correctly, (N,) bool, from their map_sizes. Raises ValueError for labels
+    that do not fit."""
+    labels = check_labels(labels, *ours["logits"].shape)
     return (ours["logits"].argmax(axis=1) == labels) & (theirs["logits"].argmax(axis=1) == labels)
 
 
@@ -117,7 +124,7 @@ def gradient_budget(ours: Sizes, theirs: Sizes, labels: Array, at_trained_T: Siz
     All ratios are log10(size on network / size on reference). terms: mean of each term's difference; they sum to
     mean_of_log10. plain: what plain float32 sees of it. prediction: T exp(-(T - 1) m) of log10_predicted, beside the
     ratio to the same network's gradient at that T, and to the reference's. by_image: the arrays that all of it is from.
-    Raises ValueError where no image counts.
+    Raises ValueError where no image counts, and for labels that do not fit.
     """
     both = both_correct(ours, theirs, labels)
     if not both.any():
@@ -176,10 +183,10 @@ def log10_predicted(logits: Array, labels: Array, T: float) -> Array:
     """log10 of T exp(-(T - 1) m) (proof1.gradient_ratio_predicted), m the margin u_k - max_{j != k} u_j of u = z / T.
 
     What the gradient of a T-trained network with logits z (N, K) is expected to be at test (T = 1), relative to that of
-    a T = 1 network whose logits were u, (N,).
+    a T = 1 network whose logits were u, (N,). Raises ValueError for labels that do not fit.
     """
-    others = without_label(logits.astype(np.float64), labels).max(axis=1)
-    margins = (logits[np.arange(len(logits)), labels] - others) / T
+    others, of_label = parted(logits.astype(np.float64), labels)
+    margins = (of_label - others.max(axis=1)) / T
     return math.log10(T) - (T - 1) * margins / math.log(10)
 
 
@@ -212,16 +219,17 @@ def follow_maps(network: Layer, images: Array, labels: Array, maps: Array, setti
     """Make Algorithm 3's moves on maps found elsewhere, of the images' shape, until the network decides differently.
 
     Returns how many moves it took, (N,), infinite where the setting's limit were not enough or the image was
-    misclassified before.
+    misclassified before. Images, labels and errors as for attacks.attack.
     """
-    moved = np.array(images, order="C")
-    pixels, scores = moved.reshape(len(images), -1), maps.reshape(len(images), -1)
-    values, scores = np.where(scores > 0, setting.maximum, setting.minimum).astype(pixels.dtype), np.abs(scores)
+    result, labels = unmoved(network, images, labels, setting)
+    moved = result.adversarial
+    pixels, scores = rows_of_pixels(moved), rows_of_pixels(maps)
+    values, scores = setting.extremes(pixels.dtype)[np.where(scores > 0, RAISE, LOWER)], np.abs(scores)
     if setting.skip_unchanged:
         scores = np.where(pixels == values, -np.inf, scores)
     order = np.argsort(-scores, axis=1, kind="stable")
     moves = np.full(len(images), np.inf)
-    active = np.flatnonzero(correct(network, images, labels))
+    active = np.flatnonzero(result.attacked)
     for move in range(min(setting.limit, order.shape[1])):
         if len(active) == 0:
             break
@@ -230,7 +238,7 @@ def follow_maps(network: Layer, images: Array, labels: Array, maps: Array, setti
         tried = active[pixels[active, chosen] != value]
         pixels[active, chosen] = value
         if len(tried):
-            moves[tried[~correct(network, moved[tried], labels[tried])]] = move + 1
+            moves[tried[decisions(predict(network, moved[tried])) != labels[tried]]] = move + 1
             active = active[np.isinf(moves[active])]
     return moves
 
@@ -333,9 +341,12 @@ def _sentence(checks: list[dict[str, Any]], iterative: Rate, one_step: Rate) -> 
 
 
 def saturated(network: Layer, images: Array, labels: Array, T: float = 1.0) -> Array:
-    """Where the label's probability is 1 in plain float32, (N,) bool: its own entry of the adjoint, p_k - 1, is 0."""
-    logits, targets = predict(network, images), labels.astype(np.int32)
-    adjoint, _ = backend.get("cpu").functions.saliency_cotangent(logits, targets, T, "plain")
+    """Where the label's probability is 1 in plain float32, (N,) bool: its own entry of the adjoint, p_k - 1, is 0.
+    Raises ValueError for labels that do not fit."""
+    logits = predict(network, images)
+    labels = check_labels(labels, *logits.shape)
+    T = check_temperature(T, logits.dtype)
+    adjoint, _ = backend.get("cpu").functions.saliency_cotangent(logits, labels.astype(np.int32), T, "plain")
     return adjoint[np.arange(len(labels)), labels] == 0
 
 
@@ -353,8 +364,11 @@ def cost(result: AttackResult, algorithm: str, limit: int) -> dict[str, Any]:
 
     Not counted: the pass that finds out whether a sample is classified correctly (Definition 1). A move that changes
     nothing, such as lowering a black pixel, is known to change nothing and costs no pass: counted is less than at most.
+    Raises ValueError where no image was attacked.
     """
-    images, pixels = len(result.attacked), result.adversarial[0].size
+    images, pixels = len(result.attacked), math.prod(result.adversarial.shape[1:])
+    if not images:
+        raise ValueError("no image was attacked: there is no cost of one")
     forwards, backwards, paper = COSTS[algorithm]
     return {
         "images": images,

@@ -28,6 +28,17 @@ MOST_BYTES = 2**30  # of the kept outputs; more images than fit are given whole 
 DOUBTFUL = 1000  # roundings of the largest logit, which a hundred moves come nowhere near
 
 
+class AttackError(ValueError):
+    """An attack cannot be run; the message says why and what to do."""
+
+
+def decisions(logits: np.ndarray) -> np.ndarray:
+    """The class of the largest logit, the first of equals, (N, K) -> (N,). Raises AttackError where a logit is NaN."""
+    if np.isnan(logits).any():
+        raise AttackError("the logits are no finite numbers: choose other weights")
+    return logits.argmax(axis=1)
+
+
 def changing_images(network: Layer, images: np.ndarray, chunk: int = 256) -> ChangingImages:
     """ChangedInPart where the network has the form that it needs, runs on a CPU and the images fit into memory;
     otherwise ChangingImages: a large GPU takes no longer for whole passes than many small steps are called in.
@@ -67,10 +78,11 @@ class ChangingImages:
         return np.concatenate([backend.to_host(of_part) for of_part in logits])  # only now: a GPU is to be kept busy
 
     def decisions_after(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """The same changes, for good, of images that are each chosen once. Returns the classes decided for, (M,)."""
+        """The same changes, for good, of images that are each chosen once. Returns the classes decided for, (M,).
+        Raises AttackError where a logit is NaN."""
         which, pixels, values = map(self.device.asarray, (chosen, pixels, values))
         self.pixels[which, pixels] = values
-        return predict(self.network, self.images[which], chunk=self.chunk).argmax(axis=1)
+        return decisions(predict(self.network, self.images[which], chunk=self.chunk))
 
 
 class ChangedInPart(ChangingImages):
@@ -117,11 +129,10 @@ class ChangedInPart(ChangingImages):
         logits = self._logits(chosen, pixels, values, True)
         second, first = np.partition(logits, -2, axis=1)[:, -2:].T if logits.shape[1] > 1 else (-np.inf, logits[:, 0])
         error = DOUBTFUL * np.finfo(logits.dtype).eps * np.abs(logits).max(axis=1)
-        decisions, doubtful = logits.argmax(axis=1), ~(first - second > error)
+        doubtful = ~(first - second > error)
         if doubtful.any():
-            whole = predict(self.network, self.images[chosen[doubtful]], chunk=self.chunk)
-            decisions[doubtful] = whole.argmax(axis=1)
-        return decisions
+            logits[doubtful] = predict(self.network, self.images[chosen[doubtful]], chunk=self.chunk)
+        return decisions(logits)
 
     def _logits(self, chosen, pixels, values, keep):
         """Logits (M, K) after the changes, which with keep are made for good."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.layers import Layer
-from minicnn.ops import check_count
+from minicnn.ops import as_number, check_count
 from minicnn.paper.attacks import AttackResult, Setting, margin, unmoved
 from minicnn.paper.saliency import rows_of_pixels
 from minicnn.training import predict
@@ -63,13 +63,12 @@ def sparse_rs(
     queries.
     """
     setting = setting or Setting()
-    check_count("queries", queries)
-    check_count("seed", seed, 0)
+    queries, seed, alpha = check_count("queries", queries), check_count("seed", seed, 0), as_number("alpha", alpha)
     if not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}")
+        raise ValueError(f"alpha must be above 0 and at most 1, got {alpha:g}")
     result, labels = unmoved(network, images, labels, setting)
     best = rows_of_pixels(result.adversarial)  # a view: what is kept is written there
-    original, values = best.copy(), np.array([setting.minimum, setting.maximum], best.dtype)
+    original, values = best.copy(), setting.extremes(best.dtype)[::-1]
     count = best.shape[1]
     k = min(setting.limit, count - 1)
     if k < 1:

@@ -22,8 +22,12 @@ from minicnn.paper.attacks import (
     log_loss_change,
     log_odds_against,
     margin,
+    margin_gradients,
     pixels_to_success,
 )
+from minicnn.paper.jsma import jsma
+from minicnn.paper.masking import follow_maps
+from minicnn.paper.sparse_rs import sparse_rs
 from minicnn.paper.statistics import summary
 from minicnn.training import predict
 from tests.conftest import colour_cnn, dense_network, small_cnn
@@ -462,14 +466,11 @@ def test_attack_on_no_samples(network, shape):
 
 
 @pytest.mark.parametrize(("algorithm", "arithmetic"), [("1", "scaled"), ("2", "scaled"), ("2", "plain")])
-@pytest.mark.parametrize(("weight", "T"), [(1.0, 1e-310), (math.nan, 1.0)])
-def test_attack_refuses_scores_that_are_not_numbers(algorithm, arithmetic, weight, T):
-    network = small()
-    network.layers["dense2"].W.data *= weight
+def test_attack_refuses_scores_that_are_not_numbers(algorithm, arithmetic):
     images = samples(small())[0]
-    labels = predict(network, images).argmax(axis=1)
-    with np.errstate(all="ignore"), pytest.raises(AttackError, match=f"T = {T:g} are no finite float64: choose a lar"):
-        attack(network, images, labels, algorithm, Setting(arithmetic, T=T))
+    labels = predict(small(), images).argmax(axis=1)
+    with np.errstate(all="ignore"), pytest.raises(AttackError, match="T = 1e-310 are no finite float64: choose a lar"):
+        attack(small(), images, labels, algorithm, Setting(arithmetic, T=1e-310))
 
 
 IMAGES, LABELS = np.full((3, 1, 8, 8), 0.5), np.array([0, 1, 2])
@@ -540,11 +541,116 @@ def test_algorithm_refuses(specification, message):
         ({"maximum": 0.0}, "minimum must be below maximum, both finite, got 0.0 and 0.0"),
         ({"maximum": math.inf}, "both finite, got 0.0 and inf"),
         ({"minimum": math.nan}, "both finite, got nan and 1.0"),
+        ({"maximum": "1"}, "maximum must be a number, got '1'"),
+        ({"minimum": np.zeros(2)}, r"minimum must be a number, got array\(\[0., 0.\]\)"),
+        ({"T": None}, "T must be a number, got None"),
+        ({"limit": True}, "limit must be an integer of at least 0, got True"),
+        ({"skip_unchanged": 1}, "skip_unchanged must be True or False, got 1"),
     ],
 )
 def test_setting_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         Setting(**settings)
+
+
+RANGES = [{"maximum": 1e39}, {"minimum": -1e39}, {"maximum": 1e-60}]
+each_range = pytest.mark.parametrize("settings", RANGES, ids=str)
+
+
+@each_range
+@every_specification
+def test_attack_refuses_a_range_that_the_network_s_dtype_does_not_have(algorithm, settings):
+    """1e39 is infinite in float32: a success there would be one on no image."""
+    images, labels = np.zeros((3, 1, 8, 8), np.float32), np.array([0, 1, 2])
+    for call in (
+        attack,
+        lambda *arguments: jsma(*arguments[:3], arguments[4]),
+        lambda *arguments: sparse_rs(*arguments[:3], arguments[4]),
+    ):
+        with (
+            np.errstate(all="raise"),
+            pytest.raises(AttackError, match=r"^minimum \S+ and maximum \S+ are .* in float32:"),
+        ):
+            call(small_cnn(), images, labels, algorithm, Setting(**settings))
+
+
+def test_attack_in_float64_takes_what_float32_does_not_have():
+    images, labels = samples(small(1e-39))
+    found = attack(small(1e-39), images, labels, "3", Setting(maximum=1e39, limit=3))
+    assert found.succeeded.any() and found.adversarial.max() == 1e39
+
+
+def overflowing():
+    """Of four pixels, two of which overflow when they are at 1, to infinity minus infinity: the label is 1 before."""
+    network = Sequential(a=Dense(4, 2), b=Dense(2, 2))
+    network.layers["a"].W.data[...] = 3e38
+    network.layers["b"].W.data[...] = [[1, -1], [-1, 1]]
+    network.layers["b"].b.data[...] = 0, 1
+    return network, np.zeros((2, 4), np.float32), np.array([1, 1])
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda *arguments: attack(*arguments, "1"),
+        lambda *arguments: attack(*arguments, "author"),
+        lambda *arguments: attack(*arguments, "4"),
+        lambda *arguments: sparse_rs(*arguments, Setting(limit=3)),
+        lambda *arguments: follow_maps(*arguments, np.ones((2, 4)), Setting()),
+    ],
+    ids=["1", "author", "4", "sparse_rs", "follow_maps"],
+)
+def test_attack_counts_no_success_on_logits_that_become_nan(call):
+    with pytest.raises(AttackError, match="no finite"):
+        call(*overflowing())
+
+
+@pytest.mark.parametrize("scale", [1.0, 400.0])
+@both_arithmetics
+@every_specification
+def test_attack_does_not_depend_on_numpy_s_error_state(algorithm, arithmetic, scale):
+    """Numbers too small for a float are 0 here."""
+    network = small_cnn(seed=21)
+    for parameter in network.layers["dense2"].parameters().values():
+        parameter.data *= np.float32(scale)
+    images, labels = samples(network)
+    expected = attack(network, images, labels, algorithm, Setting(arithmetic, limit=4))
+    with np.errstate(all="raise"):
+        found = attack(network, images, labels, algorithm, Setting(arithmetic, limit=4))
+    assert np.array_equal(found.adversarial, expected.adversarial) and (found.moves == expected.moves).all()
+
+
+LABELS_THAT_DO_NOT_FIT = {  # three images of three classes
+    "a column": np.array([[0], [1], [2]]),
+    "negative": np.array([0, 1, -1]),
+    "no class": [0, 1, 3],
+    "floats": np.array([0.0, 1.0, 2.0]),
+    "bools": np.array([True, False, True]),
+    "a number": 1,
+    "too few": [0, 1],
+}
+each_labels = pytest.mark.parametrize("labels", LABELS_THAT_DO_NOT_FIT.values(), ids=LABELS_THAT_DO_NOT_FIT)
+
+
+@each_labels
+def test_margin_log_odds_against_and_margin_gradients_refuse_labels(labels):
+    for call in (
+        lambda: margin(np.eye(3), labels),
+        lambda: log_odds_against(np.eye(3), labels),
+        lambda: margin_gradients(small(), IMAGES, labels),
+    ):
+        with pytest.raises(ValueError, match=r"^(class labels must|labels must be 0 to 2)"):
+            call()
+
+
+def test_margin_and_log_odds_against_take_lists_and_no_labels():
+    z = np.random.default_rng(0).normal(size=(3, 3))
+    for function in (margin, log_odds_against):
+        assert np.array_equal(function(z, [2, 0, 1]), function(z, np.array([2, 0, 1])))
+        assert np.shape(function(z[:0], []))[-1] == 0
+    with np.errstate(all="raise"):
+        assert log_odds_against(np.array([[0, 800, -800]], np.float32), [1]) == -800
 
 
 @pytest.mark.parametrize("change", [{"arithmetic": "plain"}, {"T": 7.0}, {"T": 1e-30}])

@@ -17,6 +17,7 @@ from minicnn.training import predict
 from minicnn.weights import get_weights, load_weights, set_weights
 from tests.conftest import colour_cnn, dense_network, small_cnn
 from tests.paper import test_facts
+from tests.paper.test_attacks import each_labels
 
 IMAGES = 6
 NOISE = np.random.default_rng(0).random((IMAGES, 1, 8, 8), np.float32)
@@ -64,6 +65,18 @@ def test_painted_raster_order(algorithm, skip, raised, zero, expected):
     assert masking.painted_raster_order(images, result, algorithm, setting) == [expected]
     result.succeeded[:] = True
     assert masking.painted_raster_order(images, result, algorithm, setting) == [False]
+
+
+@pytest.mark.parametrize("algorithm", ["1", "3"])
+def test_painted_raster_order_of_images_of_another_dtype(algorithm):
+    """The samples are the images as the network's dtype has them."""
+    images, setting = NOISE.astype(np.float64) * 0.999 + 1e-9, attacks.Setting("plain", limit=2)
+    network = network_of_gap(2000)
+    labels = predict(network, images).argmax(axis=1)
+    result = attacks.attack(network, images, labels, algorithm, setting)
+    painted = masking.painted_raster_order(images, result, algorithm, setting)
+    assert painted.any()
+    assert np.array_equal(painted, masking.painted_raster_order(images.astype(np.float32), result, algorithm, setting))
 
 
 @pytest.mark.parametrize("algorithm", ["1", "3"])
@@ -210,6 +223,55 @@ def test_follow_maps_of_the_network_itself_is_algorithm_3(skip_unchanged):
 def test_success_curve_counts_successes_up_to_each_move(moves, succeeded, median):
     found = masking.success_curve(np.array(moves), 5)
     assert found == {"attacked": len(moves), "succeeded": succeeded, "median": median}
+
+
+def test_follow_maps_of_images_of_integers():
+    """0 to 255 are numbers like others; the values of moves are no integers."""
+    images, setting = (NOISE * 4).astype(np.uint8), attacks.Setting("plain", maximum=4.5, minimum=-0.5, limit=40)
+    network = network_of_gap(0.1)
+    labels = predict(network, images).argmax(axis=1)
+    maps = saliency_maps(network, images, labels).maps
+    found = masking.follow_maps(network, images, labels, maps, setting)
+    assert np.isfinite(found).any()
+    assert np.array_equal(found, masking.follow_maps(network, images.astype(np.float32), labels, maps, setting))
+    result = attacks.attack(network, images, labels, "3", setting)
+    assert np.array_equal(found, np.where(result.succeeded, result.moves, np.inf))
+
+
+@each_labels
+def test_masking_refuses_labels(labels):
+    network, images = small_cnn(), NOISE[:3]
+    ours = masking.map_sizes(network, images, predict(network, images).argmax(axis=1), 1.0)
+    for call in (
+        lambda: masking.both_correct(ours, ours, labels),
+        lambda: masking.gradient_budget(ours, ours, labels, ours),
+        lambda: masking.log10_predicted(ours["logits"], labels, 2.0),
+        lambda: masking.saturated(network, images, labels),
+        lambda: masking.follow_maps(network, images, labels, NOISE[:3], attacks.Setting()),
+        lambda: masking.map_sizes(network, images, labels, 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"^(class labels must|labels must be 0 to 2)"):
+            call()
+
+
+def test_masking_of_no_images():
+    network, none, setting = small_cnn(), NOISE[:0], attacks.Setting("plain", limit=2)
+    result = attacks.attack(network, none, [], "3", setting)
+    assert masking.outcome(none, result, "3", setting)["failed_painting_raster_order"] == 0
+    assert all(len(values) == 0 for values in masking.map_sizes(network, none, [], 1.0).values())
+    assert (
+        masking.follow_maps(network, none, [], none, setting).shape
+        == masking.saturated(network, none, []).shape
+        == (0,)
+    )
+    with pytest.raises(ValueError, match="^no image was attacked: there is no cost of one$"):
+        masking.cost(result, "3", 2)
+
+
+def test_changed_decisions_of_one_class_and_of_no_images():
+    for logits in (np.ones((3, 1)), np.ones((0, 3))):
+        found = masking.changed_decisions(logits, logits)
+        assert (found["decisions_that_differ"], found["closest_call"]) == (0, None)
 
 
 def test_success_curve_of_no_attack():
