@@ -19,13 +19,13 @@ import numpy as np
 
 from minicnn import backend, cpu
 from minicnn.autograd import Tensor, no_grad
-from minicnn.layers import Conv2D, Flatten, Layer, MaxPool2D, Sequential
+from minicnn.layers import Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Sequential
 from minicnn.paper.saliency import rows_of_pixels
 from minicnn.threads import chunks
 from minicnn.training import predict
 
 MOST_BYTES = 2**30  # of the kept outputs; more images than fit are given whole passes
-DOUBTFUL = 1000  # roundings of the largest logit, which a hundred moves come nowhere near
+DOUBTFUL = 1000  # roundings of the largest of all sums (_scale); a hundred moves stray by about one
 
 
 class AttackError(ValueError):
@@ -90,60 +90,89 @@ class ChangedInPart(ChangingImages):
 
     @staticmethod
     def fits(network: Layer) -> TypeGuard[Sequential]:
-        """Whether it is a Sequential of Conv2D (square filters, valid padding) and MaxPool2D, then Flatten, then layers
-        on (N, D)."""
+        """Whether it is a Sequential of Conv2D (square filters, valid padding) and MaxPool2D, then Flatten, then Dense
+        and Dropout."""
         if type(network) is not Sequential:
             return False
-        kinds = [type(layer) for layer in network.layers.values()]
-        spatial = list(network.layers.values())[: kinds.index(Flatten)] if Flatten in kinds else []
-        return bool(spatial) and all(
-            type(layer) is MaxPool2D
-            or type(layer) is Conv2D
-            and layer.padding == "valid"
-            and layer.W.shape[2] == layer.W.shape[3]
-            for layer in spatial
+        layers = list(network.layers.values())
+        kinds = [type(layer) for layer in layers]
+        spatial = layers[: kinds.index(Flatten)] if Flatten in kinds else []
+        return (
+            bool(spatial)
+            and set(kinds[len(spatial) + 1 :]) <= {Dense, Dropout}
+            and all(
+                type(layer) is MaxPool2D
+                or type(layer) is Conv2D
+                and layer.padding == "valid"
+                and layer.W.shape[2] == layer.W.shape[3]
+                for layer in spatial
+            )
         )
 
     def __init__(self, network: Sequential, images: np.ndarray, chunk: int = 256) -> None:
         super().__init__(network, images, chunk)
-        self.layers, self.head = _spatial(network)
+        self.layers, self.head = _parts(network)
         self.packed = [cpu.pack_moved(layer.W.data) if isinstance(layer, Conv2D) else None for layer in self.layers]
-        parts = [_outputs(self.layers, images[start : start + chunk]) for start in range(0, len(images), chunk)]
+        parts = [_outputs(self.layers, images[part]) for part in chunks(len(images), chunk)]
         self.outputs = [np.concatenate(of_layer) for of_layer in zip(*parts, strict=True)]
         self.inputs = np.ascontiguousarray(self.images.transpose(0, 2, 3, 1))
+        gains = [_gain(layer) for layer in (*self.layers, *self.head)]
+        self.gains = [math.prod(gains[i:]) for i in range(len(gains) + 1)]  # of all layers from one on
+        self.largest = [_largest(x) for x in (self.inputs, *self.outputs)]  # of every image, or a bound of it
 
     def logits(self) -> np.ndarray:
         """As ChangingImages.logits, up to the rounding of another order of summation."""
         relu = isinstance(self.layers[-1], Conv2D) and self.layers[-1].relu
-        return self.head(cpu.relu(self.outputs[-1]) if relu else self.outputs[-1])
+        return self._after(cpu.relu(self.outputs[-1]) if relu else self.outputs[-1])[-1]
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """As ChangingImages.logits_with, up to the rounding of another order of summation."""
         parts = chunks(len(chosen), cpu.CHANGED_IMAGES)
-        found = cpu.in_parallel(lambda part: self._logits(chosen[part], pixels[part], values[part], False), parts)
+        found = cpu.in_parallel(lambda part: self._passes(chosen[part], pixels[part], values[part], False)[-1], parts)
         return np.concatenate(found)
 
     def decisions_after(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """As ChangingImages.decisions_after: where the two largest logits are as close as rounding could bring them, a
         whole pass decides."""
-        logits = self._logits(chosen, pixels, values, True)
+        after = self._passes(chosen, pixels, values, True)
+        logits = after[-1]
         second, first = np.partition(logits, -2, axis=1)[:, -2:].T if logits.shape[1] > 1 else (-np.inf, logits[:, 0])
-        error = DOUBTFUL * np.finfo(logits.dtype).eps * np.abs(logits).max(axis=1)
+        error = DOUBTFUL * np.finfo(logits.dtype).eps * self._scale(chosen, after)
         doubtful = ~(first - second > error)
         if doubtful.any():
             logits[doubtful] = predict(self.network, self.images[chosen[doubtful]], chunk=self.chunk)
         return decisions(logits)
 
-    def _logits(self, chosen, pixels, values, keep):
-        """Logits (M, K) after the changes, which with keep are made for good."""
+    @np.errstate(all="ignore")
+    def _scale(self, chosen, after):
+        """The largest number anywhere in the passes of the chosen images, each times what the layers above make of its
+        rounding: (M,). after: the features and the outputs of the layers above them.
+
+        Rounding is relative to what is added up, which a later layer may cancel. Independent errors of one size add up
+        to the root of the sum of squares of the weights that they meet."""
+        sizes = [of_layer[chosen] for of_layer in self.largest] + [_largest(x) for x in after[1:]]
+        return (np.array(self.gains)[:, None] * np.array(sizes)).max(axis=0)
+
+    def _after(self, features):
+        """The features (M, P, Q, O), and after them the outputs of all layers above, the logits (M, K) last."""
+        found, x = [features], Tensor(features.transpose(0, 3, 1, 2))
+        with no_grad():
+            for layer in self.head:
+                x = layer(x)
+                found.append(x.data)
+        return found
+
+    def _passes(self, chosen, pixels, values, keep):
+        """What _after returns after the changes, which with keep are made for good."""
         image = np.ascontiguousarray(chosen, np.int64)
         channel, row, column = np.unravel_index(pixels, self.images.shape[1:])
         change = np.zeros((len(image), 1, 1, self.images.shape[1]), self.images.dtype)
         change[np.arange(len(image)), 0, 0, channel] = values - self.pixels[image, pixels]
         if keep:
             self.pixels[image, pixels] = self.inputs[image, row, column, channel] = values
+            self.largest[0][image] = np.maximum(self.largest[0][image], np.abs(values))
         origin, below, relu = np.stack([row, column], axis=1).astype(np.int64), self.inputs, False
-        for layer, packed, y in zip(self.layers, self.packed, self.outputs, strict=True):
+        for layer, packed, y, largest in zip(self.layers, self.packed, self.outputs, self.largest[1:], strict=True):
             if packed is None:
                 change = cpu.max_pool2d_moved(y, image, origin, change, below, layer.size, relu, keep)
                 origin, relu = origin // layer.size, False
@@ -151,27 +180,35 @@ class ChangedInPart(ChangingImages):
                 size = layer.W.shape[2]
                 change = cpu.conv2d_moved(y, image, origin, change, packed, size, layer.relu, keep)
                 origin, relu = origin - size + 1, layer.relu
+            if keep:
+                largest[image] += _largest(change)
             below = y
         features = cpu.relu(below[image]) if relu else below[image]
         if not keep:
             _add(features, change, origin)
-        return self.head(features)
+        return self._after(features)
 
 
-def _spatial(network: Sequential) -> tuple[Sequence[Any], Any]:
-    """The layers of a network that fits, before its Flatten, and a function from the last one's outputs (N, P, Q, O),
-    after ReLU, to logits (N, K)."""
+def _parts(network: Sequential) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The layers of a network that fits, before its Flatten and from there on."""
     layers = list(network.layers.values())
     split = next(i for i, layer in enumerate(layers) if type(layer) is Flatten)
+    return layers[:split], layers[split:]
 
-    def head(features):
-        x = Tensor(features.transpose(0, 3, 1, 2))
-        with no_grad():
-            for layer in layers[split:]:
-                x = layer(x)
-        return x.data
 
-    return layers[:split], head
+@np.errstate(all="ignore")
+def _gain(layer):
+    """The most that independent errors of one size grow by: the root of the sum of squares of a unit's weights."""
+    if not isinstance(layer, (Conv2D, Dense)):
+        return 1.0
+    squares = np.square(layer.W.data, dtype=np.float64).sum(axis=(1, 2, 3) if isinstance(layer, Conv2D) else 0)
+    return math.sqrt(squares.max())
+
+
+def _largest(x):
+    """Of each item of x (M, ...) the largest absolute value, (M,)."""
+    rows = rows_of_pixels(x)
+    return np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0))
 
 
 def _outputs(layers, images):
@@ -200,7 +237,7 @@ def _bytes_kept(network, image):
     """By ChangedInPart of one image."""
     x, kept = Tensor(image), image.nbytes
     with no_grad():
-        for layer in _spatial(network)[0]:
+        for layer in _parts(network)[0]:
             x = layer(x)
             kept += math.prod(x.shape) * image.itemsize
     return kept

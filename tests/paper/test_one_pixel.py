@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from minicnn import Tensor, cpu
-from minicnn.layers import Conv2D, Dense, Flatten, MaxPool2D, Sequential
+from minicnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Sequential, TemperatureSoftmax
 from minicnn.paper import attacks, one_pixel
 from minicnn.paper.networks import paper_cnn
 from minicnn.paper.one_pixel import ChangedInPart, ChangingImages, changing_images
 from minicnn.training import predict
-from tests.conftest import colour_cnn, dense_network, small_cnn
+from tests.conftest import Leaky, colour_cnn, dense_network, small_cnn
 
 
 def biased(network, seed=1):
@@ -245,7 +245,7 @@ def test_moved_in_part_has_the_logits_of_a_whole_pass_after_many_moves(network, 
         whole.reshape(len(whole), -1)[chosen, pixels] = values
         assert np.abs(tried - predict(network, whole[chosen])).max(initial=0) < 1e-12
         expected = predict(network, whole[chosen])
-        assert np.abs(part._logits(chosen, pixels, values, True) - expected).max(initial=0) < 1e-12
+        assert np.abs(part._passes(chosen, pixels, values, True)[-1] - expected).max(initial=0) < 1e-12
         far = max(far, np.abs(expected - predict(network, before[chosen])).max(initial=0))
     assert far > 1e-3 and np.array_equal(images, before) and np.array_equal(part.images, whole)
 
@@ -256,7 +256,7 @@ def test_moved_in_part_at_every_pixel(network, shape):
     part, whole = ChangedInPart(network, images), images.copy()
     for pixel in range(images.size):
         whole.reshape(-1)[pixel] = 1 - whole.reshape(-1)[pixel]
-        logits = part._logits(np.array([0]), np.array([pixel]), whole.reshape(-1)[pixel : pixel + 1], True)
+        logits = part._passes(np.array([0]), np.array([pixel]), whole.reshape(-1)[pixel : pixel + 1], True)[-1]
         if pixel % 7 == 0:
             assert np.abs(logits - predict(network, whole)).max() < 1e-11
 
@@ -305,6 +305,100 @@ def test_moved_in_part_asks_a_whole_pass_where_two_classes_are_close(monkeypatch
     assert sum(asked) < 3
 
 
+def cancelled_bias_of_conv1(conv1, conv2, dense1, dense2):
+    conv1.b.data += 3e6
+    conv2.b.data -= 3e6 * conv2.W.data.sum(axis=(1, 2, 3))
+
+
+def cancelled_bias_of_conv2(conv1, conv2, dense1, dense2):
+    conv2.b.data += 3e6
+    dense1.b.data -= 3e6 * dense1.W.data.sum(axis=0)
+
+
+def cancelled_bias_of_dense1(conv1, conv2, dense1, dense2):
+    conv2.W.data *= 100
+    dense1.b.data += 3e7
+    dense2.b.data -= 3e7 * dense2.W.data.sum(axis=0)
+
+
+def cancelled_weights(conv1, conv2, dense1, dense2):
+    """Of a black image nothing is large: it is the moved pixels that are."""
+    conv1.W.data[1] = conv1.W.data[0] = 3e6 * np.abs(conv1.W.data[0])
+    conv2.W.data[:, 1] = -conv2.W.data[:, 0]
+
+
+def cancelled_pixels(conv1, conv2, dense1, dense2):
+    """Large weights that meet in one output."""
+    conv1.W.data[:] = 3e6 * np.where(np.arange(9).reshape(3, 3) % 2, 1, -1)
+
+
+CANCELLED = (
+    cancelled_bias_of_conv1,
+    cancelled_bias_of_conv2,
+    cancelled_bias_of_dense1,
+    cancelled_weights,
+    cancelled_pixels,
+)
+
+
+@pytest.mark.parametrize("black", [False, True], ids=["noise", "black"])
+@pytest.mark.parametrize("change", CANCELLED, ids=lambda change: change.__name__)
+def test_moved_in_part_decides_as_whole_passes_where_large_numbers_cancel(change, black):
+    """The logits are small, what they are made of is not, and its roundings decide."""
+    shared = {"rng": np.random.default_rng(6)}
+    layers = {
+        "conv1": Conv2D(1, 4, 3, **shared),
+        "conv2": Conv2D(4, 4, 3, **shared),
+        "dense1": Dense(64, 8, relu=True, **shared),
+        "dense2": Dense(8, 3, **shared),
+    }
+    change(*layers.values())
+    network = Sequential(conv1=layers["conv1"], conv2=layers["conv2"], pool=MaxPool2D(1), flatten=Flatten())
+    network.layers |= {"dropout": Dropout(0.5), "dense1": layers["dense1"], "dense2": layers["dense2"]}
+    images = noise(40, 1, 8, 8).astype(np.float32) * (not black)
+    part, whole = ChangedInPart(network, images), images.copy()
+    for chosen, pixels, values in moved_at_random(images, 25):
+        whole.reshape(len(whole), -1)[chosen, pixels] = values
+        found = part.decisions_after(chosen, pixels, values)
+        assert np.array_equal(found, predict(network, whole[chosen]).argmax(axis=1))
+
+
+def test_moved_in_part_decides_as_whole_passes_where_numbers_have_grown():
+    """White pixels add up, by positive weights, to what a black image does not show; the last filters cancel it."""
+    rng = np.random.default_rng(0)
+    growing = [Conv2D(1, 64, 3), Conv2D(64, 64, 3), Conv2D(64, 64, 3), Conv2D(64, 64, 1), Conv2D(64, 64, 1)]
+    cancelling, last = Conv2D(64, 3, 1, relu=False, rng=rng), Dense(3, 3)
+    for layer in growing:
+        layer.W.data[...] = rng.uniform(0.9, 1.1, layer.W.shape)
+    growing[-1].W.data[1:] = growing[-1].W.data[0]
+    cancelling.W.data -= cancelling.W.data.mean(axis=1, keepdims=True)
+    last.W.data[...] = np.eye(3)
+    network = Sequential(**dict(zip("abcdefgh", [*growing, cancelling, Flatten(), last], strict=True)))
+    images = np.zeros((30, 1, 7, 7), np.float32)
+    part, whole = ChangedInPart(network, images), images.copy()
+    for pixel in rng.permutation(49):
+        values = rng.uniform(0.5, 1, 30).astype(np.float32)
+        whole.reshape(30, 49)[:, pixel] = values
+        found = part.decisions_after(np.arange(30), np.full(30, pixel), values)
+        assert np.array_equal(found, predict(network, whole).argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    "last", [TemperatureSoftmax(0.01), Leaky(), Sequential(dense=Dense(3, 3))], ids=lambda x: type(x).__name__
+)
+def test_moved_in_part_takes_no_layer_whose_roundings_it_does_not_know(last):
+    network = small_cnn()
+    assert ChangedInPart.fits(network)
+    network.layers["last"] = last
+    assert not ChangedInPart.fits(network)
+
+
+def test_moved_in_part_of_no_images():
+    part, none = ChangedInPart(small_cnn(), np.zeros((0, 1, 8, 8), np.float32)), np.zeros(0, int)
+    assert part.logits().shape == part.logits_with(none, none, none).shape == (0, 3)
+    assert part.decisions_after(none, none, np.zeros(0, np.float32)).shape == (0,)
+
+
 def test_moved_images_decide_nothing_by_a_logit_that_is_no_number():
     network, images = small_cnn(), noise(2, 1, 8, 8).astype(np.float32)
     for changes in (ChangedInPart(network, images), ChangingImages(network, images)):
@@ -322,7 +416,7 @@ def test_moved_in_part_has_the_same_bits_with_any_number_of_threads_and_any_neig
         for threads in (1, 2, 3):
             cpu.set_threads(threads)
             part = ChangedInPart(network, images)
-            found.append([part._logits(*change, True) for change in changes])
+            found.append([part._passes(*change, True)[-1] for change in changes])
     finally:
         cpu.set_threads(before)
     assert all(np.array_equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
@@ -331,7 +425,7 @@ def test_moved_in_part_has_the_same_bits_with_any_number_of_threads_and_any_neig
         for (chosen, pixels, values), logits in zip(changes, found[0], strict=True):
             for i in np.flatnonzero(chosen == image):
                 change = np.array([0]), pixels[i : i + 1], values[i : i + 1]
-                assert np.array_equal(alone._logits(*change, True)[0], logits[i])
+                assert np.array_equal(alone._passes(*change, True)[-1][0], logits[i])
 
 
 @pytest.mark.parametrize("algorithm", [*attacks.ALGORITHMS, *attacks.STRONGER])
