@@ -335,9 +335,10 @@ def main(options):
         | found,
     )
     print(f"{sample}\n\n{describe(found)}")
-    common.written(options.json, *(options.out / name for name in ("adversarial_samples.png", "pixels_changed.png")))
-    draw(options.out / "adversarial_samples.png", made, options.seed)
-    draw_pixels(options.out / "pixels_changed.png", made)
+    pictures = [common.beside(options, name) for name in ("adversarial_samples.png", "pixels_changed.png")]
+    common.written(options.json, *pictures)
+    draw(pictures[0], made, options.seed)
+    draw_pixels(pictures[1], made)
 
 
 if __name__ == "__main__":

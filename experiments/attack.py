@@ -12,10 +12,10 @@
 --arithmetic plain is the author's float32, which underflows; scaled is float32 that does not. The last three depend on
 neither that nor --attack-temperature.
 
-Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json, or --json, and the samples as .npz of that name in the folder
-(np.load), arrays over all images N: index (of the test image), images and adversarial (N, 1, 28, 28), labels, decisions
-(of the network, after the attack), attacked, succeeded, moves, changed (N, 1, 28, 28; which pixels are not what they
-were) and pixels_changed. --show I draws test image I: before, its saliency map where the algorithm has one, and after.
+Writes attack_NETWORK_ALGORITHM_ARITHMETIC.json, or --json, and beside it the samples as .npz (np.load), arrays over all
+images N: index (of the test image), images and adversarial (N, 1, 28, 28), labels, decisions (of the network, after the
+attack), attacked, succeeded, moves, changed (N, 1, 28, 28; which pixels are not what they were) and pixels_changed.
+--show I draws test image I: before, its saliency map where the algorithm has one, and after.
 """
 
 import dataclasses
@@ -145,7 +145,7 @@ def main(options):
             "attacked_by_image": result.attacked,
         },
     )
-    kept = options.out / f"{options.json.stem}.npz"
+    kept = common.beside(options, f"{file_name(options)}.npz")
     save_npz(kept, made)
     low, high = found["success_interval"]
     print(f"{path}\n{title}, {sample}")
@@ -171,7 +171,7 @@ def main(options):
         maps = None
         if not stronger and attacks.ALGORITHMS[options.algorithm].score == "gradient":
             maps = saliency_maps(network, images, labels, setting.T, setting.arithmetic)
-        picture = options.out / f"{options.json.stem}_{shown}.png"
+        picture = kept.with_name(f"{kept.stem}_{shown}.png")
         draw(picture, one, maps, f"{common.chosen_name(options)}: {title}")
         print(f"  test image {shown:<22}{' '.join(outcome(one).split())}")
         print(f"  drawn                            {picture}")

@@ -166,6 +166,6 @@ def main(options):
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__, ("mnist", "digits"), "author_networks in the cache folder")
-    parser.add_argument("--clone", type=Path, metavar="DIR", help="your clone of songhobby/CNN")
+    parser.add_argument("--clone", type=common.named(Path), metavar="DIR", help="your clone of songhobby/CNN")
     parser.set_defaults(out=made_folder())
     common.run(main, parser, resumes=False)

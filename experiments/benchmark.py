@@ -477,7 +477,7 @@ def main(options):
     common.write_json(options.json, results)
     print(*lines(results), sep="\n")
     if options.scaling:
-        path = options.json.with_suffix(".png")
+        path = common.beside(options, "benchmark.png")
         draw_scaling(path, results)
         print(f"\ncost against work: {path}")
 

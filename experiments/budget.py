@@ -102,8 +102,8 @@ def budget_rows(figures):
 
 def draw_budget(path, figures):
     """A row per network: distribution of the ratio, its terms image by image, predicted against measured. Beside the
-    picture masking_budget.csv, with a line per network, T and image."""
-    common.write_csv(path.with_name("masking_budget.csv"), budget_rows(figures))
+    picture, NAME_gradient_budget.png, NAME_budget.csv, with a line per network, T and image."""
+    common.write_csv(path.with_name(f"{path.stem.removesuffix('gradient_budget')}budget.csv"), budget_rows(figures))
     fig, axes = common.figure(len(figures), 3, width=4.4, height=4.0)
     for (network, budgets), (histogram, terms, prediction) in zip(figures.items(), axes, strict=True):
         found = next(iter(budgets.values()))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from minicnn import backend, compiled, cpu, data, training, weights
 from minicnn.compiled import CompilerError
-from minicnn.files import remove_abandoned
+from minicnn.files import is_stream, remove_abandoned
 from minicnn.paper import attacks
 
 # Pictures go to files: whatever this is for the shell or the notebook that starts an experiment, it need not work here.
@@ -83,12 +83,14 @@ def run(main, parser, results=lambda options: f"{experiment_name()}.json", resum
         try:
             options = parser.parse_args()
             options.out = options.out or default_folder(options.dataset)
-            options.json = options.json or options.out / results(options)
+            standard = options.out / results(options)
+            options.json = options.json or standard
+            options.named = None if os.path.realpath(options.json) == os.path.realpath(standard) else options.json.stem
             _check_machine()
             use_one_blas_thread()
             for path in (options.out / LOCK, options.json):
                 _check_writable(path)
-            with _alone(options.out):
+            with _alone(options.out), _alone_beside(options):
                 subfolders = [path for path in options.out.iterdir() if path.is_dir()]
                 for folder in (options.json.parent, options.out, *subfolders):
                     remove_abandoned(folder)
@@ -147,15 +149,30 @@ def _alone(folder):
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(f"another command is at work in {folder}: wait for it, or choose another --out") from None
+        raise UsageError(f"another command is at work in {folder}: wait, or choose another --out, --json") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise UsageError(f"cannot lock {folder / LOCK} ({error.strerror}): choose another --out") from None
+            raise UsageError(f"cannot lock {folder / LOCK} ({error.strerror}): choose another --out, --json") from None
         note(f"{folder} is on a file system without locks: see to it that no other command writes there")
     try:
         yield
     finally:
         lock.release()
+
+
+def _alone_beside(options):
+    """_alone in the folder of the JSON, where that is the folder of results of another command."""
+    folder = options.json.parent
+    if is_stream(options.json) or folder.samefile(options.out) or not (folder / LOCK).exists():
+        return contextlib.nullcontext()
+    return _alone(folder)
+
+
+def beside(options, name):
+    """Where a file goes that belongs to the JSON and is called `name` in the folder: to the JSON, as --json names it,
+    with the name of that before its own."""
+    folder = options.out if is_stream(options.json) else options.json.parent
+    return folder / (f"{options.named}_{name}" if options.named else name)
 
 
 def default_folder(dataset):
@@ -168,7 +185,7 @@ def _check_writable(path):
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder: choose a file for --json")
-        if path.exists() and not path.is_file():  # a pipe or a device, which tells when it is written to
+        if is_stream(path):  # which tells when it is written to
             return
         folder = Path(os.path.realpath(path)).parent
         if folder.is_file():

@@ -29,10 +29,11 @@ import numpy as np
 import minicnn
 from experiments.command import USER_ERRORS as USER_ERRORS
 from experiments.command import Parser, UsageError, default_folder, experiment_name, note
+from experiments.command import beside as beside
 from experiments.command import run as run
 from minicnn import backend, cpu, data, training, weights
 from minicnn.compiled import kernel_folder
-from minicnn.files import write_atomically
+from minicnn.files import is_stream, write_atomically
 from minicnn.paper import attacks
 from minicnn.paper.jsma import jsma
 from minicnn.paper.networks import NETWORKS, PENALTY, TEMPERATURE, paper_cnn, pool_ties
@@ -93,6 +94,24 @@ def not_negative(text):
     return int(text)
 
 
+def named(kind):
+    """An argparse type: str or Path of a text that is not empty."""
+
+    def parse(text):
+        if not text:
+            raise argparse.ArgumentTypeError("must be a name, got nothing")
+        return kind(text)
+
+    return parse
+
+
+def json_file(text):
+    """An argparse type: what results may be written to as JSON without replacing anything else, as a Path."""
+    if not text.endswith(".json") and not is_stream(text):
+        raise argparse.ArgumentTypeError(f"must be a file whose name ends in .json, got {text!r}")
+    return Path(text)
+
+
 def seed(text):
     """An argparse type: an integer of 64 bits, what Philox has for a key."""
     value = int(text)
@@ -124,8 +143,9 @@ def arguments(module_doc, datasets=("digits", "mnist"), out="runs/DATASET"):
     parser.add_argument("--dataset", choices=datasets, default=datasets[0], help=f"default: {datasets[0]}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--seed", type=seed, default=0, help="of random numbers, and of the networks meant; default: 0")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for results; default: {out}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="results as JSON; default: in the folder")
+    parser.add_argument("--out", type=named(Path), metavar="DIR", help=f"folder for results; default: {out}")
+    meaning = "results as JSON, pictures and tables beside it; default: in the folder"
+    parser.add_argument("--json", type=json_file, metavar="FILE.json", help=meaning)
     return parser
 
 
@@ -195,7 +215,7 @@ def network_arguments(parser, default="standard"):
         help=f"{', '.join(NETWORKS)}: trained before, or one that comes with the project; or such a name with what "
         "train has added to it, temperature-T5; default: standard",
     )
-    which.add_argument("--weights", metavar="FILE.npz", help="a weight file instead")
+    which.add_argument("--weights", type=named(str), metavar="FILE.npz", help="a weight file instead")
 
 
 def attack_arguments(parser, images="297 of digits, 1000 of mnist"):

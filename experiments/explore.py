@@ -120,7 +120,7 @@ def main(options):
     values = common.environment(options) | embed(networks, sample, attacks.Setting())
     values |= {"weights": {name: str(path) for name, path in paths.items()}, "ties": options.ties}
     common.write_json(options.json, values)
-    page = options.out / "explore.html"
+    page = common.beside(options, "explore.html")
     write(page, values)
     print(f"test image {values['index']}, label {values['label']}: the page is {page}, the values in it {options.json}")
 
@@ -129,7 +129,7 @@ if __name__ == "__main__":
     parser = common.arguments(__doc__)
     parser.add_argument(
         "--trained",
-        type=Path,
+        type=common.named(Path),
         metavar="DIR",
         help="take standard.npz and temperature.npz from this folder; default: the folder of results, else those that "
         "come with the project",

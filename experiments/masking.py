@@ -3,8 +3,8 @@
 Networks come from the results folder, are trained where they are missing, or are named with --weights. Attacks take
 100 digits or 300 images of MNIST and gradient_budget all test images, unless --images says otherwise. Every attack is
 kept in DIR/parts: a run that was stopped goes on from there. Writes masking.json, masking_budget.csv and PNG figures;
-of some parts alone, masking_PART_PART.json. A network that is found is taken as it is, however it was trained. The
-parts:
+of some parts alone, masking_PART_PART.json and files whose names begin so. A network that is found is taken as it is,
+however it was trained. The parts:
 """
 
 import argparse
@@ -418,11 +418,11 @@ SENTENCES = {
 }
 
 
-def section(name, figures, folder):
+def section(name, figures, folder, stem="masking"):
     """What a report shows of a part: a sentence and the picture that study has drawn, if any; what describe says."""
     _, title, _, _, describe, draw = PARTS[name]
     caption = f"{title.partition('. ')[2]}."
-    shown = [SENTENCES[name](figures), Picture(caption, folder / f"masking_{name}.png")] if draw else []
+    shown = [SENTENCES[name](figures), Picture(caption, folder / f"{stem}_{name}.png")] if draw else []
     return Section(title, Parts([*shown, *describe(figures)]), level=3)
 
 
@@ -433,11 +433,12 @@ def without_images(results):
     return {name: without_images(value) for name, value in results.items() if name != "by_image"}
 
 
-def study(parts, trained, dataset, study, folder):
+def study(parts, trained, dataset, study, folder, stem="masking"):
     """Measure each of the parts, names of PARTS; yields (name, figures), then prints and draws them.
 
-    trained: name -> network, `standard` among them. study: a Study. Raises UsageError where one of the networks is
-    right on no image: there is nothing to attack; or gradient_budget has none to compare with standard.
+    trained: name -> network, `standard` among them. study: a Study. stem: what the names of pictures begin with. Raises
+    UsageError where one of the networks is right on no image: there is nothing to attack; or gradient_budget has none
+    to compare with standard.
     """
     if "gradient_budget" in parts and len(paper_networks(trained)) < 2:
         raise common.UsageError(
@@ -450,7 +451,7 @@ def study(parts, trained, dataset, study, folder):
     for name in parts:
         figures = PARTS[name].measure(trained, dataset, study)
         yield name, figures
-        shown = section(name, figures, folder)
+        shown = section(name, figures, folder, stem)
         print(f"\n{shown.heading}\n{shown.parts}", flush=True)
         for picture in (shown_part for shown_part in shown.parts if isinstance(shown_part, Picture)):
             PARTS[name].draw(picture.path, figures)
@@ -509,11 +510,13 @@ def main(options):
         "ties": options.ties,
         "limit": told.setting.limit,
     }
-    for name, figures in study(options.parts, trained, dataset, told, options.out):
+    files = common.beside(options, Path(file_name(options.parts)).stem)
+    for name, figures in study(options.parts, trained, dataset, told, files.parent, files.name):
         results[name] = figures
         common.write_json(options.json, without_images(results))
     print()
-    common.written(options.json, *(options.out / f"masking_{name}.png" for name in options.parts if PARTS[name].draw))
+    drawn = (name for name in options.parts if PARTS[name].draw)
+    common.written(options.json, *(files.with_name(f"{files.name}_{name}.png") for name in drawn))
 
 
 if __name__ == "__main__":

@@ -245,11 +245,11 @@ def walk(options):
         results["parts_5_and_6_missing"] = str(error)
     common.write_json(options.json, common.environment(options) | results)
 
-    pictures = [options.out / "proof1.png"]
+    pictures = [common.beside(options, "proof1.png")]
     print(equations_text(results))
     draw_slip(pictures[0])
     if not missing:
-        pictures.append(options.out / f"equation1_{name_of(options)}.png")
+        pictures.append(common.beside(options, f"equation1_{name_of(options)}.png"))
         print(pixels_text(results))
         draw_equation_1(moves, pictures[1])
     print("   Written:", *pictures, options.json, sep="\n   ")

@@ -218,7 +218,7 @@ def main(options):
     if isinstance(networks, Missing):
         raise common.UsageError(f"replay {networks.reason}")
     dataset, store, replayed = common.load_data("mnist"), common.Store(options.out / "parts"), {}
-    picture = options.out / f"{name_of(options)}.png"
+    picture = common.beside(options, f"{name_of(options)}.png")
     for arithmetic in ARITHMETICS[: 1 if options.plain else None]:
         for run in RUNS:
             told = read_run(run)

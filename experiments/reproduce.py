@@ -350,7 +350,10 @@ def command_line():
         help="test images for Algorithm 4, a few seconds each; default: 10 of digits, 300 of mnist",
     )
     parser.add_argument(
-        "--trained", type=Path, metavar="DIR", help="take NAME.npz and NAME.csv of the networks from this folder"
+        "--trained",
+        type=common.named(Path),
+        metavar="DIR",
+        help="take NAME.npz and NAME.csv of the networks from this folder",
     )
     parser.add_argument(
         "--masking", action="store_true", help="add experiments.masking to the report, some minutes to half an hour"

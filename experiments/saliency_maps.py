@@ -94,7 +94,8 @@ def main(options):
     title = f"{name}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
     if len(images) > DRAWN:
         common.note(f"the pictures show the first {DRAWN} of the {len(images)} images")
-    samples, maps = (options.out / f"{name}_{ending(options)}.png" for name in ("figures_1_and_2", "saliency_maps"))
+    names = (f"{name}_{ending(options)}.png" for name in ("figures_1_and_2", "saliency_maps"))
+    samples, maps = (common.beside(options, name) for name in names)
     figures.draw_samples(samples, images[:DRAWN], labels, result, decisions, title)
     figures.draw_maps(maps, images[:DRAWN], list(found.items()))
     common.written(options.json, samples, maps)

@@ -526,13 +526,15 @@ def in_one_line(error):
     return text if isinstance(error, (RuntimeError, *common.USER_ERRORS)) else f"{type(error).__name__}: {text}"
 
 
-def tell_failed(failed):
-    """Say of job -> exception why these jobs have no figures, jobs with the same reason together."""
+def exit_failed(failed):
+    """Say of job -> exception why these jobs have no figures, jobs with the same reason together; and exit, with 2
+    where it is the user's mistake."""
     reasons = {}
     for job in in_order(failed):
         reasons.setdefault(in_one_line(failed[job]), []).append(str(job))
     for reason, jobs in reasons.items():
         print(f"error: {'; '.join(jobs)}: {reason}", file=sys.stderr)
+    sys.exit(2 if any(isinstance(error, common.USER_ERRORS) for error in failed.values()) else 1)
 
 
 def temperatures(text):
@@ -569,6 +571,8 @@ def main(options):
     store = common.Store(options.out / "parts")
     with executor(options.scheduler, workers) as pool:
         found, failed = sweep(plan, options.temperatures, seeds, store, pool)
+    if not found:
+        exit_failed(failed)
     lines, rows = summary(found), [job._asdict() | found[job] for job in in_order(found)]
     rows = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # no NaN
     results |= {
@@ -585,17 +589,16 @@ def main(options):
         ],
     }
     common.write_json(options.json, results)
-    if rows:
-        common.write_csv(options.out / "sweep.csv", rows)
-        draw(options.out / "sweep.png", lines, len(seeds))
-        print(f"{table(lines)}\npercentages but for the last two columns; mean±standard deviation over the seeds")
-        for job in in_order(found):
-            if found[job]["why"]:
-                print(textwrap.fill(f"{job}: {found[job]['why']}", 80, subsequent_indent="  "))
-        common.written(options.json, options.out / "sweep.csv", options.out / "sweep.png")
+    csv, picture = (common.beside(options, name) for name in ("sweep.csv", "sweep.png"))
+    common.write_csv(csv, rows)
+    draw(picture, lines, len(seeds))
+    print(f"{table(lines)}\npercentages but for the last two columns; mean±standard deviation over the seeds")
+    for job in in_order(found):
+        if found[job]["why"]:
+            print(textwrap.fill(f"{job}: {found[job]['why']}", 80, subsequent_indent="  "))
+    common.written(options.json, csv, picture)
     if failed:
-        tell_failed(failed)
-        sys.exit(1)
+        exit_failed(failed)
 
 
 if __name__ == "__main__":
@@ -614,7 +617,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--validation", type=int, help="training samples set apart; default: 1000 of mnist")
     parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that does the work; default: this machine"
+        "--scheduler",
+        type=common.named(str),
+        metavar="ADDRESS",
+        help="of a Dask cluster that does the work; default: this machine",
     )
     parser.add_argument("--workers", type=common.positive(int), help="processes; default: one a core, 1 with cuda")
     common.attack_arguments(parser, "200 of digits, 500 of mnist")

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import secrets
 import stat
 from pathlib import Path
+
+LINKS = 40  # that a system follows from one name to the next
 
 
 def write_atomically(path: str | os.PathLike, contents: bytes) -> None:
     """Write bytes to `path` through a temporary file in the same folder, fsync and rename.
 
     A reader sees the old file or the new one. A symbolic link stays, its target is written; a file that was there keeps
-    its permissions; a pipe or a device is written to as it is. Raises OSError, which names the file.
+    its permissions; a stream is written to as it is. Raises OSError, which names the file.
     """
     try:
-        mode = os.stat(path).st_mode if os.path.exists(path) else None
-        if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            Path(path).write_bytes(contents)
+        if is_stream(path):
+            stream = _opened(path)
+            with open(os.dup(stream), "wb") if isinstance(stream, int) else open(path, "ab") as file:
+                file.write(contents)
             return
+        mode = os.stat(path).st_mode if os.path.exists(path) else None
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(_partial_name(target.name))
@@ -36,6 +41,30 @@ def write_atomically(path: str | os.PathLike, contents: bytes) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def is_stream(path: str | os.PathLike) -> bool:
+    """Whether writing there replaces no file: a pipe, a device, or what a process has open, as /dev/stdout is, were it
+    a file."""
+    if not os.path.exists(path):
+        return False
+    return not (os.path.isfile(path) or os.path.isdir(path)) or _opened(path) is not None
+
+
+def _opened(path: str | os.PathLike) -> int | str | None:
+    """What a path names that is in a folder of descriptors: the number of one of this process, else the path there;
+    None for a path that is in no such folder."""
+    path = os.path.abspath(path)
+    for _ in range(LINKS):
+        folder, name = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
+        if folder == os.path.realpath("/dev/fd"):
+            return int(name)
+        if re.fullmatch(r"/proc/\d+(/task/\d+)?/fd", folder):
+            return path
+        if not os.path.islink(path):
+            break
+        path = os.path.join(folder, os.readlink(path))
+    return None
 
 
 def _partial_name(name: str) -> str:

@@ -96,6 +96,21 @@ def test_write_into_standard_output(tmp_path):
     assert (run.returncode, run.stdout, run.stderr) == (0, b"contents", b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd/1"), reason="needs /proc, which Linux has")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link", "/proc/{parent}/fd/{log}"])
+def test_write_into_a_descriptor_leaves_what_is_in_its_file(tmp_path, name):
+    """As a shell has it: --json /dev/stdout >>log."""
+    path, code = tmp_path / "log", "print('before', flush=True); write_atomically(sys.argv[1], b'contents\\n')"
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    path.write_text("old\n")
+    with path.open("a") as log:
+        name = str(tmp_path / name).format(parent=os.getpid(), log=log.fileno())
+        command = [sys.executable, "-c", f"import sys; from minicnn.files import write_atomically; {code}", name]
+        run = subprocess.run(command, stdout=log, stderr=subprocess.PIPE)
+        log.write("after\n")
+    assert (run.returncode, run.stderr, path.read_text()) == (0, b"", "old\nbefore\ncontents\nafter\n")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which this system lacks")
 def test_write_into_a_full_device_names_it():
     with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):

@@ -212,7 +212,8 @@ def test_attack_says_which_results_it_replaces(untrained, tmp_path):
     assert (code, err) == (0, f"note: {path} differs in sample: it is replaced\n")
     own = tmp_path / "elsewhere" / "three.json"
     code, _, err = run("attack", "--first", 4, "--limit", 1, *theirs, "--out", tmp_path, "--json", own)
-    assert (code, err) == (0, "") and len(load_npz(tmp_path / "three.npz")["labels"]) == 4
+    made = load_npz(own.with_name(f"three_{path.stem}.npz"))
+    assert (code, err) == (0, "") and len(made["labels"]) == 4
     assert len(load_npz(path.with_suffix(".npz"))["labels"]) == 3
     code, _, err = run("saliency_maps", "--images", 2, "--limit", 1, *ours)
     assert (code, err) == (0, "")

@@ -1,5 +1,6 @@
 """What every experiment's command does with its arguments, and with mistakes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import common
+from experiments.command import _alone
 from minicnn import backend, files
 from minicnn.backend import DeviceError
 from minicnn.weights import load_npz, save_npz
@@ -156,15 +158,59 @@ def test_out_that_is_a_file(tmp_path):
     assert_mistake(["train", "--out", path], path, "--out")
 
 
-@pytest.mark.parametrize("name", ["file/results.json", "", "n" * 300, "loop", "folder"])
+@pytest.mark.parametrize("name", ["file/results.json", "", f"{'n' * 300}.json", "loop.json", "folder.json"])
 def test_json_where_no_file_can_be(tmp_path, name):
     """Said before anything is computed."""
     (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "loop.json").symlink_to("loop.json")
     path = tmp_path / name
     assert_mistake(["train", "--epochs", "1", "--out", tmp_path, "--json", path], path, "--json")
-    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder", "loop"}
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.json", "loop.json"}
+
+
+OTHERS = ["standard.npz", "standard.checkpoint.npz", "standard.png", "explore.html", "sweep.csv", ".lock", "json"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_json_is_no_file_of_another_kind(tmp_path, experiment):
+    for name in OTHERS:
+        (tmp_path / name).write_text("mine")
+        said = f"argument --json: must be a file whose name ends in .json, got '{tmp_path / name}'"
+        assert_mistake([experiment, "--out", tmp_path, "--json", tmp_path / name], said)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(OTHERS, "mine")
+
+
+def test_json_among_the_results_of_another_command_waits_for_it(untrained, tmp_path):
+    command = ("attack", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)
+    (tmp_path / "theirs").mkdir()
+    path = tmp_path / "theirs" / "results.json"
+    succeed(*command, "--json", path)
+    assert not (tmp_path / "theirs" / ".lock").exists()  # a folder that is no command's is nobody's to lock
+    with _alone(tmp_path / "theirs"):
+        assert_mistake([*command, "--json", path], f"another command is at work in {tmp_path / 'theirs'}")
+    succeed(*command, "--json", path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("attack", "--weights", ""),
+        ("attack", "--out", ""),
+        ("attack", "--json", ""),
+        ("attack", "--other", ""),
+        ("adversarial_samples", "--networks", ""),
+        ("masking", "--weights", "standard="),
+        ("explore", "--trained", ""),
+        ("reproduce", "--trained", ""),
+        ("author_networks", "--clone", ""),
+        ("sweep", "--scheduler", ""),
+    ],
+    ids=" ".join,
+)
+def test_paths_that_are_empty(tmp_path, arguments):
+    assert_mistake([arguments[0], "--out", tmp_path / "out", *arguments[1:]], f"argument {arguments[1]}: must be ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_out_and_json_in_a_file_system_that_cannot_be_written_to(tmp_path, read_only):
@@ -183,6 +229,20 @@ def test_json_into_a_pipe(untrained, tmp_path):
     assert (process.returncode, err) == (0, "")
     (tmp_path / "results.json").write_text(out[: out.index("\n}\n") + 3])
     assert read_json(tmp_path / "results.json")["images"] == 2
+
+
+def test_json_into_a_file_that_standard_output_is(untrained, tmp_path):
+    """As `--json /dev/stdout >>log` has it."""
+    path = tmp_path / "log"
+    path.write_text("old\n")
+    arguments = ("attack", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)
+    with path.open("a") as log:
+        _, err = (process := start(*arguments, "--json", "/dev/stdout", stdout=log)).communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    old, _, said = path.read_text().partition("{")
+    results, _, said = said.partition("\n}\n")
+    assert old == "old\n" and json.loads(f"{{{results}}}")["images"] == 2
+    assert said.startswith(str(untrained)) and said.endswith(f"{tmp_path / 'stdout_attack_standard_1_scaled.npz'}\n")
 
 
 def test_results_are_told_as_missing_where_a_library_is(tmp_path, monkeypatch):
@@ -229,6 +289,33 @@ SMALL = {  # the smallest command of each experiment, and its results
     "explore": (f"--trained {TRAINED_BEFORE}", "explore.json"),
 }
 OF_THE_AUTHOR = ("author_networks", "replay")  # which need his files
+
+
+BESIDE = {  # of the smallest commands, what stands beside the JSON
+    "attack": ["attack_standard_1_scaled.npz"],
+    "adversarial_samples": ["adversarial_samples.png", "pixels_changed.png"],
+    "saliency_maps": ["figures_1_and_2_standard_plain.png", "saliency_maps_standard_plain.png"],
+    "proof1": ["equation1_standard.png", "proof1.png"],
+    "masking": ["masking_control_control.png"],
+    "explore": ["explore.html"],
+    "sweep": ["sweep.csv", "sweep.png"],
+}
+
+
+@pytest.mark.parametrize("experiment", BESIDE)
+def test_json_has_its_pictures_beside_it(tmp_path, experiment):
+    """So that none stands beside the JSON of another run."""
+    (options, results), other = SMALL[experiment], tmp_path / "other" / "mine.json"
+    command = (experiment, *options.split(), "--out", tmp_path)
+    succeed(*command)
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.is_file() and path.name != ".lock"}
+    assert sorted(path.name for path in first) == sorted([results, *BESIDE[experiment]])
+    out = succeed(*command, "--json", other)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert sorted(path.name for path in other.parent.iterdir()) == sorted(
+        ["mine.json", *(f"mine_{name}" for name in BESIDE[experiment])]
+    )
+    assert all(str(path) in out for path in other.parent.iterdir())
 
 
 def close(*descriptors):

@@ -44,7 +44,7 @@ def test_saliency_maps_of_one_image(untrained, tmp_path):
     assert re.search(rf"\n  5 +{label[0]} ", out) and f"{weights}, plain\n" in out
     assert all(len(line) <= 80 for line in out.splitlines() if str(tmp_path.parent) not in line)
     for name in ("saliency_maps", "figures_1_and_2"):
-        assert (tmp_path / f"{name}_standard_plain.png").read_bytes().startswith(PNG)
+        assert path.with_name(f"map_{name}_standard_plain.png").read_bytes().startswith(PNG)
 
 
 def test_saliency_maps_of_a_saturated_network(untrained, tmp_path):

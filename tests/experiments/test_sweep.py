@@ -170,12 +170,26 @@ def test_sweep_without_the_network_of_the_control_says_so(tmp_path, here, monkey
     assert (code, out, err.splitlines()) == (1, "", why) and not (tmp_path / "sweep.png").exists()
 
 
+def test_sweep_that_computes_nothing_replaces_nothing(tmp_path, here):
+    """Because of a mistake, the checkpoints of more epochs, or of a fault."""
+    options = ("--temperatures", 1, *SMALL[2:4], "--images", 4, "--limit", 1, "--batch", 500, "--out", tmp_path)
+    succeed("sweep", *options, "--epochs", 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("sweep.*")}
+    assert set(before) == {"sweep.json", "sweep.csv", "sweep.png"}
+    code, out, err = run("sweep", *options, "--epochs", 1)
+    assert (code, out) == (2, "") and "holds 2 epochs, 1 are asked for" in err
+    shutil.rmtree(tmp_path / "parts")
+    (tmp_path / "sweep" / "standard-batch500.checkpoint.npz").write_text("no checkpoint")
+    assert run("sweep", *options, "--epochs", 2)[0] == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("sweep.*")} == before
+
+
 def test_sweep_refuses_the_figures_of_other_code(tmp_path, here, monkeypatch):
     """As of a Dask worker that was started from another version."""
     codes = iter([{"engine": "here", "convolutions": "compiled"}])
     monkeypatch.setattr(sweep, "code", lambda: next(codes, {"engine": "there", "convolutions": "compiled"}))
     code, _, err = run("sweep", *SMALL, "--out", tmp_path)
-    assert code == 1 and "is of another version than this command" in err and "(engine differ)" in err
+    assert code == 2 and "is of another version than this command" in err and "(engine differ)" in err
     assert not list((tmp_path / "parts").iterdir())
 
 
