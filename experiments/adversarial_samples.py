@@ -321,7 +321,8 @@ def main(options):
             raise common.UsageError(f"--networks: two are called {name}")
         paths[name] = path
     dataset = common.load_data(options.dataset)
-    networks = {name: common.load_network(path, options.device, options.ties) for name, path in paths.items()}
+    told = {"device": options.device, "ties": options.ties, "dataset": options.dataset}
+    networks = {name: common.load_network(path, **told) for name, path in paths.items()}
     sample = common.chosen_sample(options, dataset, common.DATASET_DEFAULTS[options.dataset]["images"])
     setting, store = common.setting(options), common.Store(options.out / "parts")
     found, made = study(networks, dataset, sample, setting, options.seed, store)

@@ -6,6 +6,7 @@ import statistics
 
 from experiments import adversarial_samples, claims, common, replay, sweep
 from experiments.report import Parts, Picture, Section, Table
+from minicnn.files import read_file
 from minicnn.paper.networks import PAPER_NETWORKS
 
 PAPER = (
@@ -79,12 +80,12 @@ def beside(folder, dataset):
         if not path.exists():
             continue
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = json.loads(read_file(path).decode())
             if found["dataset"] != dataset:
                 continue
             left = section(found, folder)
             shown = left._replace(parts=Parts([*left.parts, f"{found['command']}, {found['date']}"]))
-        except (AttributeError, LookupError, OSError, TypeError, ValueError):
+        except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
             shown = None
         if shown and all(map(is_there, shown.parts)):
             yield name, shown

@@ -99,7 +99,7 @@ def main(options):
         if not isinstance(file, Path):
             name = common.of_seed(file, options.seed)
             file = common.find_weights(name, options.dataset, options.out, "--other FILE.npz")
-        other = common.load_network(file, options.device, options.ties)
+        other = common.load_network(file, options.device, options.ties, dataset=options.dataset)
     stronger = options.algorithm not in attacks.ALGORITHMS
     if stronger and (options.arithmetic != "scaled" or options.attack_temperature != 1):
         raise common.UsageError(
@@ -107,7 +107,7 @@ def main(options):
         )
     T = trained_at(path)
     dataset = common.load_data(options.dataset)
-    network = common.load_network(path, options.device, options.ties)
+    network = common.load_network(path, options.device, options.ties, dataset=options.dataset)
     tested, shown = len(dataset.test_labels), options.show
     if shown is not None and not 0 <= shown < tested:
         raise common.UsageError(f"--show {shown}: {options.dataset} has test images 0 to {tested - 1}")

@@ -24,8 +24,7 @@ import numpy as np
 
 from experiments import common
 from experiments.claims import Missing
-from minicnn import data
-from minicnn.files import cache_folder
+from minicnn import data, files
 from minicnn.paper.networks import paper_cnn
 from minicnn.weights import save_npz
 
@@ -70,7 +69,7 @@ FILES = {"standard": "standard", "temperature": "temperature20", "distilled": "d
 def made_folder():
     """Where this experiment writes without --out: beside MNIST in the cache, or, where there is no home, in runs."""
     try:
-        return cache_folder() / "author_networks"
+        return files.cache_folder() / "author_networks"
     except RuntimeError:
         return Path("runs", "author_networks")
 
@@ -121,8 +120,7 @@ def read_file(clone, path):
         if shown.returncode == 0:
             return shown.stdout
     try:
-        with open(clone / path, "rb") as file:
-            return file.read(LARGEST)
+        return files.read_file(clone / path, LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         raise common.UsageError(
             f"{clone} holds neither {path} nor a history with it: git clone https://github.com/songhobby/CNN, with its "

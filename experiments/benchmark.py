@@ -442,7 +442,8 @@ def main(options):
     if options.scaling and options.device == "cuda":
         raise common.UsageError("--scaling is of the CPU: leave out --device cuda")
     if options.attacks:  # a mistake is said before minutes of measurements
-        network = common.load_network(common.chosen_weights(options), options.device, options.ties)
+        path = common.chosen_weights(options)
+        network = common.load_network(path, options.device, options.ties, dataset=options.dataset)
 
     plan, computes = PLANS[options.device], who_computes(torch)
     attacked = list(zip("1234", options.images or plan.attacked, plan.attack_repeats, strict=False))

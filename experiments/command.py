@@ -140,19 +140,19 @@ def _check_machine():
 
 
 @contextlib.contextmanager
-def _alone(folder):
+def _alone(folder, option="--out"):
     """Nobody else writes to the folder meanwhile: two at a time would lose the results of one. Raises UsageError. A
-    note where the folder's file system knows no locks."""
+    note where the folder's file system knows no locks. option: what chooses another folder."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK, timeout=0)  # the system's own, which a killed process does not keep
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(f"another command is at work in {folder}: wait, or choose another --out, --json") from None
+        raise UsageError(f"another command is at work in {folder}: wait for it, or choose another {option}") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise UsageError(f"cannot lock {folder / LOCK} ({error.strerror}): choose another --out, --json") from None
+            raise UsageError(f"cannot lock {folder / LOCK} ({error.strerror}): choose another {option}") from None
         note(f"{folder} is on a file system without locks: see to it that no other command writes there")
     try:
         yield
@@ -165,7 +165,7 @@ def _alone_beside(options):
     folder = options.json.parent
     if is_stream(options.json) or folder.samefile(options.out) or not (folder / LOCK).exists():
         return contextlib.nullcontext()
-    return _alone(folder)
+    return _alone(folder, "--json")
 
 
 def beside(options, name):

@@ -33,7 +33,7 @@ from experiments.command import beside as beside
 from experiments.command import run as run
 from minicnn import backend, cpu, data, training, weights
 from minicnn.compiled import kernel_folder
-from minicnn.files import is_stream, write_atomically
+from minicnn.files import is_stream, read_file, write_atomically
 from minicnn.paper import attacks
 from minicnn.paper.jsma import jsma
 from minicnn.paper.networks import NETWORKS, PENALTY, TEMPERATURE, paper_cnn, pool_ties
@@ -386,7 +386,7 @@ def train(name, dataset, protocol, folder, draw=True, teacher=None):
         )
     finally:
         progress.close()
-    weights.save_weights(network, folder / f"{file_name}.npz", recipe.temperature)
+    weights.save_weights(network, folder / f"{file_name}.npz", recipe.temperature, protocol.dataset)
     write_csv(folder / f"{file_name}.csv", history)
     if draw:
         plot_history(folder / f"{file_name}.png", name, recipe.temperature, history)
@@ -426,15 +426,18 @@ def chosen_weights(options):
     return options.weights or find_weights(chosen_name(options), options.dataset, options.out, "--weights FILE")
 
 
-def load_network(path, device="cpu", ties="all", dtype=np.float32, T=None):
+def load_network(path, device="cpu", ties="all", dtype=np.float32, T=None, dataset=None):
     """The paper's network with the weights of a file.
 
-    ties: of its max-pools, as the author's Theano by default; T: what it must have been trained at, if its file tells.
-    Raises UsageError for another.
+    ties: of its max-pools, as the author's Theano by default; T, dataset: what it must have been trained at and on, if
+    its file tells. Raises UsageError for another.
     """
     found = weights.trained_at(path) if T else None
     if found not in (None, T):
         raise UsageError(f"{path} was trained at T = {found:g}, not at {T:g}: choose the temperature or the file again")
+    found = weights.trained_on(path) if dataset else None
+    if found not in (None, dataset):
+        raise UsageError(f"{path} was trained on {found}, not on {dataset}: choose the data set or the file again")
     return weights.load_weights(paper_cnn(ties=ties, dtype=dtype).to(device), path)
 
 
@@ -521,22 +524,13 @@ class Store:
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
         if path.exists():
             with contextlib.suppress(weights.WeightsError):
-                part = weights.load_npz(path)
-                found, digest = (str(part.pop(name, "")) for name in ("/key", "/sha256"))
-                if found == text and digest == self._digest(text, part):
+                part = weights.load_sealed(path)
+                if str(part.pop("/key", "")) == text:
                     return part
             note(f"{path} is damaged, or not the part of that name: computed again")
         part = {name: np.asarray(array) for name, array in compute().items()}
-        weights.save_npz(path, part | {"/key": np.array(text), "/sha256": np.array(self._digest(text, part))})
+        weights.save_sealed(path, part | {"/key": np.array(text)})
         return part
-
-    @staticmethod
-    def _digest(text, part):
-        sha = hashlib.sha256(text.encode())
-        for name, array in part.items():
-            sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            sha.update(np.ascontiguousarray(array))
-        return sha.hexdigest()
 
 
 def setting(options, arithmetic="scaled"):
@@ -672,7 +666,7 @@ def write_json(path, results):
 def tell_replaced(path, **told):
     """A note where the JSON of results at `path`, which is to be written, is there already and tells otherwise: by what
     name -> value."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):
+    with contextlib.suppress(AttributeError, OSError, RecursionError, ValueError):
         found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         told = json.loads(json.dumps(told, default=lambda array: array.tolist()))
         if differ := [name for name, value in told.items() if name in found and found[name] != value]:
@@ -696,7 +690,7 @@ def write_csv(path, rows):
 def read_csv(path):
     """What write_csv wrote of dicts of numbers. Raises UsageError where the file is missing or holds something else."""
     try:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))]
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(read_file(path).decode()))]
         if not rows:
             raise ValueError("it has no rows")
         return rows

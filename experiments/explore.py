@@ -114,7 +114,8 @@ def main(options):
         else:
             paths[name] = common.find_weights(file_name, options.dataset, options.out, "--trained DIR")
     trained_T = {"standard": 1.0, "temperature": TEMPERATURE}
-    networks = {n: common.load_network(p, options.device, options.ties, T=trained_T[n]) for n, p in paths.items()}
+    told = {"device": options.device, "ties": options.ties, "dataset": options.dataset}
+    networks = {name: common.load_network(path, T=trained_T[name], **told) for name, path in paths.items()}
     dataset = common.load_data(options.dataset)
     sample = common.sample(dataset, min(SEARCHED, len(dataset.test_labels)), options.seed)
     values = common.environment(options) | embed(networks, sample, attacks.Setting())

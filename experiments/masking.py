@@ -469,7 +469,7 @@ def find_or_train(parts, dataset, protocol, folder, ties):
             print(f"{name}: to be trained, {protocol.epochs} epochs", flush=True)
             common.train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
             path = folder / f"{file_name}.npz"
-        found[name] = common.load_network(path, protocol.device, ties, T=T)
+        found[name] = common.load_network(path, protocol.device, ties, T=T, dataset=protocol.dataset)
     return found
 
 
@@ -494,8 +494,9 @@ def main(options):
             raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
     dataset, protocol = common.load_data(options.dataset, options.validation), common.protocol(options)
     if options.weights:
+        told = {"device": options.device, "ties": options.ties, "dataset": options.dataset}
         trained = {
-            name: common.load_network(path, options.device, options.ties, T=protocol.recipe(name).temperature)
+            name: common.load_network(path, T=protocol.recipe(name).temperature, **told)
             for name, path in options.weights
         }
     else:

@@ -230,7 +230,7 @@ def walk(options):
     path = options.weights
     try:
         path = path or common.find_weights(network_name(options), options.dataset, options.out, "--weights FILE")
-        network = common.load_network(path, options.device, options.ties, np.float64)
+        network = common.load_network(path, options.device, options.ties, np.float64, dataset=options.dataset)
         dataset = common.load_data(options.dataset)
         chosen = measured.correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)
         if len(chosen) < options.images:

@@ -170,7 +170,7 @@ def find_networks(names, dataset, protocol, trained, folder, ties):
     networks = {}
     for name in names:
         path, T = (trained or folder) / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature
-        networks[name] = common.load_network(path, protocol.device, ties, T=T)
+        networks[name] = common.load_network(path, protocol.device, ties, T=T, dataset=dataset.name)
     return networks, histories
 
 
@@ -320,7 +320,9 @@ def masking_networks(networks, dataset, protocol, trained, folder, ties):
         return masking.find_or_train(masking.PARTS, dataset, protocol, folder, ties)
     name = "standard-distilled"
     path, T = trained / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature
-    return networks | ({name: common.load_network(path, protocol.device, ties, T=T)} if path.exists() else {})
+    if not path.exists():
+        return networks
+    return networks | {name: common.load_network(path, protocol.device, ties, T=T, dataset=dataset.name)}
 
 
 def study_masking(studied, dataset, told):

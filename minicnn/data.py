@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.files import cache_folder, write_atomically
+from minicnn.files import cache_folder, read_file, write_atomically
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -133,8 +133,7 @@ def _mnist_file(name, progress):
         for spelling in (name, name.replace("-idx", ".idx")):  # as some archives unpack it
             for path in (folder / f"{spelling}.gz", folder / spelling):
                 try:
-                    with open(path, "rb") as file:
-                        return _parse(name, file.read(_most_bytes(name) + 1))
+                    return _parse(name, read_file(path, _most_bytes(name) + 1))
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 except (OSError, DataError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import re
@@ -41,6 +42,15 @@ def write_atomically(path: str | os.PathLike, contents: bytes) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def read_file(path: str | os.PathLike, most: int = -1) -> bytes:
+    """The bytes of a file, at most `most` of them. Raises OSError, also for what is no file: a pipe without a writer
+    would keep its reader waiting."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    with open(path, "rb") as file:
+        return file.read(most)
 
 
 def is_stream(path: str | os.PathLike) -> bool:

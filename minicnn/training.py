@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,10 +23,11 @@ from minicnn.layers import DropoutMasks, Layer, over_images
 from minicnn.ops import as_integer, as_number, check_count, check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
 from minicnn.threads import chunks
-from minicnn.weights import LIMIT, get_weights, load_npz, save_npz, set_weights, weights_limit
+from minicnn.weights import LIMIT, get_weights, load_sealed, save_sealed, set_weights, weights_limit
 
 DIVERGED = 1e3  # nats a sample; a network that knows nothing has ln 10 = 2.3
 STEPS_BETWEEN_CHECKS = 50
+LARGEST = sys.float_info.max  # JSON has larger integers
 
 
 class TrainingError(ValueError):
@@ -260,10 +262,10 @@ def _resume(path: str | Path, run: _Run, fingerprint: str, fields: set[str]) -> 
     def refuse(why: str) -> TrainingError:
         return TrainingError(f"{path} {why}: remove it or choose another folder")
 
-    state = load_npz(path, LIMIT + 2 * weights_limit(run.network))
+    state = load_sealed(path, LIMIT + 2 * weights_limit(run.network))
     try:
         saved, history = (json.loads(str(state.pop(name))) for name in ("fingerprint", "history"))
-    except (KeyError, ValueError):
+    except (KeyError, RecursionError, ValueError):
         raise refuse("is no checkpoint of this program") from None
     now = json.loads(fingerprint)
     if not isinstance(saved, dict):
@@ -298,9 +300,10 @@ def _is_history(history: Any, fields: set[str]) -> bool:
     """Whether this is a list of rows with these fields, all numbers, one an epoch from 1 on."""
     return (
         isinstance(history, list)
+        and len(history) > 0
         and all(isinstance(row, dict) and set(row) == fields for row in history)
         and all(isinstance(value, (int, float)) for row in history for value in row.values())
-        and all(math.isfinite(row["train_loss"]) and row["seconds"] >= 0 for row in history)
+        and all(abs(row["train_loss"]) <= LARGEST and 0 <= row["seconds"] <= LARGEST for row in history)
         and [row["epoch"] for row in history] == list(range(1, len(history) + 1))
     )
 
@@ -374,7 +377,7 @@ def fit(
             state = {f"weights/{n}": w for n, w in get_weights(network).items()}
             state |= {f"velocity/{n}": backend.to_host(v) for n, v in run.optimiser.velocity.items()}
             state |= {"fingerprint": np.array(fingerprint), "history": np.array(json.dumps(history))}
-            save_npz(checkpoint, state)
+            save_sealed(checkpoint, state)
         if on_epoch:
             on_epoch(row)
     return history

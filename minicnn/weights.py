@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -11,14 +12,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from minicnn import backend
-from minicnn.files import write_atomically
+from minicnn.files import read_file, write_atomically
 from minicnn.layers import Layer, Self
 
 Path = str | os.PathLike
 
 LIMIT = 2**28  # bytes of a file and of its arrays; a checkpoint of the paper's network has 3 MB
+TRAINED_AT, TRAINED_ON = "temperature", "dataset"  # beside the weights in a file
+SEAL = "/sha256"  # the name of a digest
 LONGEST_NAME = 2**16 - 100  # bytes, of an array in a file
-TRAINED_AT = "temperature"  # beside the weights in a file
 
 
 class WeightsError(ValueError):
@@ -27,15 +29,23 @@ class WeightsError(ValueError):
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write name -> array as .npz, atomically: a reader sees the old file or the new one, after a kill as well. Raises
-    WeightsError for a name that a zip file cannot hold."""
+    WeightsError for a name or a dtype that load_npz would not give back; nothing is written then."""
     for name in arrays:
         if not _is_name(name):
             raise WeightsError(f"{path}: {name[:40]!r} cannot be the name of an array: rename a layer or an attribute")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # not numpy.savez, which keeps some names to itself
         for name, array in arrays.items():
+            contents = io.BytesIO()
+            np.lib.format.write_array(contents, np.asarray(array), allow_pickle=False)
+            contents.seek(0)
+            try:
+                _header(contents)
+            except (KeyError, ValueError):
+                what = str(np.asarray(array).dtype)[:50]
+                raise WeightsError(f"{path}: {name}, an array of {what}, could not be read back") from None
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+                file.write(contents.getbuffer())
     write_atomically(path, buffer.getvalue())
 
 
@@ -46,6 +56,29 @@ def _is_name(name: str) -> bool:
         return False
 
 
+def save_sealed(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """save_npz with a digest of all, by which load_sealed knows whether anything is not as it was written."""
+    save_npz(path, {**arrays, SEAL: np.array(_digest(arrays))})
+
+
+def load_sealed(path: Path, limit: int = LIMIT) -> dict[str, np.ndarray]:
+    """load_npz of what save_sealed wrote. Raises WeightsError also where the digest is missing or another's."""
+    arrays = load_npz(path, limit)
+    if SEAL not in arrays:
+        raise WeightsError(f"{path}: has no digest of its contents, as files of older versions: remove it")
+    if str(arrays.pop(SEAL)) != _digest(arrays):
+        raise WeightsError(f"{path}: is not as it was written, its digest is another: remove it")
+    return arrays
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    sha = hashlib.sha256()
+    for name, array in arrays.items():
+        sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
 def load_npz(path: Path, limit: int = LIMIT) -> dict[str, np.ndarray]:
     """Read what save_npz wrote: name -> array.
 
@@ -53,8 +86,7 @@ def load_npz(path: Path, limit: int = LIMIT) -> dict[str, np.ndarray]:
     which names the file, where it is not the file's fault that it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            contents = file.read(limit + 1)
+        contents = read_file(path, limit + 1)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such weight file") from None
     except IsADirectoryError:
@@ -80,11 +112,16 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as compressed:
         contents = compressed.read(member.file_size)
     file = io.BytesIO(contents)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, columns_first, dtype = readers[np.lib.format.read_magic(file)](file)
+    shape, columns_first, dtype = _header(file)
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(contents) - file.tell():
         raise ValueError("no array of plain numbers or text that fits its header")
     return np.ndarray(shape, dtype, contents, file.tell(), order="F" if columns_first else "C").copy()
+
+
+def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and dtype of an .npy file, read up to the contents of the array."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return readers[np.lib.format.read_magic(file)](file)
 
 
 def _flipped(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -135,24 +172,29 @@ def set_weights(network: Self, weights: Mapping[str, np.ndarray], source: Path =
     return network
 
 
-def save_weights(network: Layer, path: Path, temperature: float | None = None) -> None:
-    """Write the network's weights as .npz (atomically), and the temperature that it was trained at, if that is known.
+def save_weights(network: Layer, path: Path, temperature: float | None = None, dataset: str | None = None) -> None:
+    """Write the network's weights as .npz (atomically), and the temperature and the data set that it was trained at and
+    on, if these are known.
 
     As in the author's files, filters (arrays of four axes) stand there turned by 180 degrees, for true convolution.
 
-    Raises WeightsError where a parameter has the name under which that stands.
+    Raises WeightsError where a parameter has the name under which one of these stands.
     """
     weights = _flipped(get_weights(network))
-    if TRAINED_AT in weights:
-        raise WeightsError(f"{path}: {TRAINED_AT!r} stands for the temperature in weight files, not for a parameter")
-    save_npz(path, weights if temperature is None else weights | {TRAINED_AT: np.array(float(temperature))})
+    for name, told in (TRAINED_AT, temperature), (TRAINED_ON, dataset):
+        if name in weights:
+            raise WeightsError(f"{path}: {name!r} stands for how a network was trained, not for a parameter")
+        if told is not None:
+            weights[name] = np.array(told if isinstance(told, str) else float(told))
+    save_npz(path, weights)
 
 
 def load_weights(network: Self, path: Path) -> Self:
     """Set the network's parameters from an .npz file as save_weights writes it; returns the network. Raises
     WeightsError."""
     weights = load_npz(path, weights_limit(network))
-    weights.pop(TRAINED_AT, None)
+    for name in (TRAINED_AT, TRAINED_ON):
+        weights.pop(name, None)
     return set_weights(network, _flipped(weights), source=path)
 
 
@@ -165,6 +207,17 @@ def trained_at(path: Path, limit: int = LIMIT) -> float | None:
     if temperature.shape != () or temperature.dtype.kind != "f" or not 0 < temperature < math.inf:
         raise WeightsError(f"{path}: {TRAINED_AT} is no temperature: replace it")
     return float(temperature)
+
+
+def trained_on(path: Path, limit: int = LIMIT) -> str | None:
+    """The name of the data set that the network in a weight file was trained on; None where the file does not say.
+    limit: as for load_npz. Raises WeightsError."""
+    dataset = load_npz(path, limit).get(TRAINED_ON)
+    if dataset is None:
+        return None
+    if dataset.shape != () or dataset.dtype.kind != "U":
+        raise WeightsError(f"{path}: {TRAINED_ON} is no name of a data set: replace it")
+    return str(dataset)
 
 
 def weights_limit(network: Layer) -> int:

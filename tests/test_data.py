@@ -377,8 +377,8 @@ except data.DataError as error:
     print(error)
 """
     said, megabytes = run_and_measure(code, tmp_path, NAME)
-    problem = "holds more than" if kind == "gzip bomb" else "has the IDX header"
-    assert said.startswith(f"MNIST file {path} {problem}") and megabytes < 400
+    problems = {"gzip bomb": "holds more than", "oversized": "has the IDX header", "endless": "cannot be read"}
+    assert said.startswith(f"MNIST file {path} {problems[kind]}") and megabytes < 400
 
 
 def test_mnist_file_that_cannot_be_read(files, folder, cache):

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from minicnn import files
-from minicnn.files import remove_abandoned, write_atomically
+from minicnn.files import read_file, remove_abandoned, write_atomically
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes, which this system lacks")
 
@@ -86,6 +86,19 @@ def test_write_into_a_pipe_or_a_device(tmp_path):
     assert received == [b"contents"] and stat.S_ISFIFO(pipe.stat().st_mode)
     write_atomically("/dev/null", b"contents")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@needs_pipes
+def test_read_of_a_pipe_is_refused(tmp_path):
+    """Without a writer it would last for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match=f"is no file: '{path}'"):
+            read_file(path)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "none")
+    (tmp_path / "file").write_bytes(b"contents")
+    assert read_file(tmp_path / "file") == b"contents" and read_file(tmp_path / "file", 3) == b"con"
 
 
 @needs_pipes

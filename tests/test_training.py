@@ -25,7 +25,7 @@ from minicnn.ops import cross_entropy
 from minicnn.paper.attacks import attack
 from minicnn.paper.saliency import saliency_maps
 from minicnn.training import LearningError, Recipe, TrainingError, correct, distilled_labels, evaluate, fit, predict
-from minicnn.weights import WeightsError, load_npz, save_npz, save_weights
+from minicnn.weights import WeightsError, load_npz, load_sealed, save_npz, save_sealed, save_weights
 from tests import IN_NUMPY, opened
 from tests.conftest import dense_network, small_cnn
 
@@ -594,14 +594,39 @@ def test_fit_refuses_damaged_checkpoints(tmp_path):
             fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
         assert checkpoint.read_bytes() == contents
     checkpoint.write_bytes(whole)
-    arrays = load_npz(checkpoint)
+    arrays = load_sealed(checkpoint)
     assert {"fingerprint", "history", "weights/dense2_b", "velocity/dense2_b"} < set(arrays)
-    save_npz(checkpoint, {name: array for name, array in arrays.items() if name != "velocity/dense2_b"})
+    save_sealed(checkpoint, {name: array for name, array in arrays.items() if name != "velocity/dense2_b"})
     with pytest.raises(TrainingError, match=f"^{checkpoint} lacks velocity/dense2_b: remove it"):
         fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
     save_weights(small_cnn(), checkpoint)
-    with pytest.raises(TrainingError, match=f"^{checkpoint} is no checkpoint of this program: remove it"):
+    with pytest.raises(WeightsError, match=f"^{checkpoint}: has no digest of its contents, .*: remove it$"):
         fit(small_cnn(), images, labels, RECIPE, checkpoint=checkpoint)
+
+
+CHANGED = {
+    "a history cut short": {"history": np.array("[]")},
+    "a row less": {"history": lambda text: np.array(json.dumps(json.loads(str(text))[:1]))},
+    "another loss": {"history": lambda text: np.array(str(text).replace('"train_loss": ', '"train_loss": 1'))},
+    "a history without an end": {"history": np.array("[" * 100_000)},
+    "another weight": {"weights/dense1_b": lambda array: array + 1},
+    "no digest, as an older version has it": {"/sha256": None},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGED.values(), ids=CHANGED)
+def test_fit_refuses_checkpoints_that_are_not_as_they_were_written(tmp_path, changes):
+    """Where all that is in them would fit."""
+    images, labels = samples(20)
+    checkpoint, network = tmp_path / "checkpoint.npz", small_cnn()
+    fit(small_cnn(), images, labels, dataclasses.replace(RECIPE, epochs=2), checkpoint=checkpoint)
+    arrays, before = load_npz(checkpoint), bits(network)
+    for name, change in changes.items():
+        arrays[name] = change(arrays[name]) if callable(change) else change
+    save_npz(checkpoint, {name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(WeightsError, match=f"^{checkpoint}: .* digest .*: remove it$"):
+        fit(network, images, labels, RECIPE, checkpoint=checkpoint)
+    assert bits(network) == before
 
 
 def text(change):
@@ -625,6 +650,9 @@ FOREIGN = {  # an array of a checkpoint, what it becomes (None: it goes), and wh
     ),
     "no history": ("history", None, "is no checkpoint of this program"),
     "a history that is no JSON": ("history", lambda a: np.array("[{"), "is no checkpoint of this program"),
+    "a history without an end": ("history", lambda a: np.array("[" * 100_000), "is no checkpoint of this program"),
+    "no rows": ("history", text(lambda h: []), "has no history of epochs with "),
+    "a loss beyond floats": ("history", row(train_loss=-(10**400)), "has no history of epochs with "),
     "a history that is a number": ("history", text(lambda h: 3), "has no history of epochs with epoch, held_accuracy"),
     "a row short": ("history", text(lambda h: h[1:]), "has no history of epochs with "),
     "a row twice": ("history", text(lambda h: [h[0], *h]), "has no history of epochs with "),
@@ -667,12 +695,12 @@ def test_fit_refuses_whatever_in_a_checkpoint_does_not_fit(tmp_path, name, chang
     images, labels = samples(20)
     checkpoint, held = tmp_path / "checkpoint.npz", {"held": (images[:5], labels[:5])}
     fit(small_cnn(), images, labels, dataclasses.replace(RECIPE, epochs=2), held, checkpoint=checkpoint)
-    arrays = load_npz(checkpoint)
+    arrays = load_sealed(checkpoint)
     if change is None:
         del arrays[name]
     else:
         arrays[name] = change(arrays.get(name))
-    save_npz(checkpoint, arrays)
+    save_sealed(checkpoint, arrays)
     saved, network = checkpoint.read_bytes(), small_cnn()
     before = bits(network)
     with pytest.raises(TrainingError, match=f"^{checkpoint} {message}") as error:
@@ -769,7 +797,7 @@ def finish(checkpoint):
     output, _ = process.communicate("\n" * EPOCHS * STEPS, timeout=60)
     *steps, history = output.splitlines()
     assert process.returncode == 0
-    arrays = load_npz(checkpoint)
+    arrays = load_sealed(checkpoint)
     del arrays["history"]  # it holds seconds
     return len(steps), json.loads(history), {name: a.tobytes() for name, a in arrays.items()}
 

@@ -15,6 +15,7 @@ from minicnn.layers import Dense, Layer, Sequential
 from minicnn.paper.networks import paper_cnn
 from minicnn.weights import (
     TRAINED_AT,
+    TRAINED_ON,
     WeightsError,
     get_weights,
     load_npz,
@@ -23,6 +24,7 @@ from minicnn.weights import (
     save_weights,
     set_weights,
     trained_at,
+    trained_on,
 )
 from tests.conftest import small_cnn
 from tests.test_files import run_and_measure
@@ -77,6 +79,19 @@ def test_weights_carry_the_temperature_that_they_were_trained_at(tmp_path):
     assert trained_at(path) is None and list(load_npz(path)) == list(network.parameters())
 
 
+def test_weights_carry_the_data_set_that_they_were_trained_on(tmp_path):
+    network, path = small_cnn(1), tmp_path / "weights.npz"
+    save_weights(network, path, dataset="digits")
+    assert trained_on(path) == "digits" and trained_at(path) is None
+    assert bits(load_weights(small_cnn(2), path)) == bits(network)
+    save_weights(network, path, temperature=20)
+    assert trained_on(path) is None
+    for value in (np.zeros(()), np.array(["digits"])):
+        save_npz(path, {TRAINED_ON: value})
+        with pytest.raises(WeightsError, match="dataset is no name of a data set"):
+            trained_on(path)
+
+
 @pytest.mark.parametrize("value", [np.zeros(()), np.ones(2), np.array("20"), np.array(np.nan), np.array(np.inf)])
 def test_weights_trained_at_no_temperature(tmp_path, value):
     save_npz(tmp_path / "weights.npz", {TRAINED_AT: value})
@@ -84,10 +99,11 @@ def test_weights_trained_at_no_temperature(tmp_path, value):
         trained_at(tmp_path / "weights.npz")
 
 
-def test_weights_of_a_parameter_named_temperature_are_not_written(tmp_path):
+@pytest.mark.parametrize("name", [TRAINED_AT, TRAINED_ON])
+def test_weights_of_a_parameter_named_as_what_stands_beside_them_are_not_written(tmp_path, name):
     class Odd(Layer):
         def __init__(self):
-            self.temperature = Tensor(np.ones(1), requires_grad=True)
+            setattr(self, name, Tensor(np.ones(1), requires_grad=True))
 
     with pytest.raises(WeightsError, match="not for a parameter"):
         save_weights(Odd(), tmp_path / "weights.npz")
@@ -127,6 +143,37 @@ def test_npz_keeps_arrays_of_any_name(tmp_path):
     assert all(np.array_equal(found[name], arrays[name]) for name in NAMES)
     with np.load(tmp_path / "any.npz", allow_pickle=False) as file:
         assert np.array_equal(file["file"], arrays["file"])
+
+
+KEPT = {
+    "the longest name": ("n" * (2**16 - 5), np.ones(1)),
+    "fields": ("a", np.zeros(3, "f4,i8")),
+    "nested fields": ("a", np.zeros(3, [("a", "f4"), ("b", [("c", "i8", (2, 2))])])),
+    "dates": ("a", np.array(["2026-11-26"], "M8[D]")),
+}
+NOT_KEPT = {
+    "a name with NUL": ("a\0b", np.ones(1)),
+    "a name that is no text": ("a\ud800", np.ones(1)),
+    "a name too long": ("n" * (2**16 - 4), np.ones(1)),
+    "a name too long in UTF-8": ("\u6f22" * 22_000, np.ones(1)),
+    "a field in letters of numpy's third format": ("a", np.zeros(1, [("\u6f22", "f4")])),
+    "very many fields": ("a", np.zeros(1, [(f"field{i}", "f4") for i in range(5000)])),
+    "objects": ("a", np.array([{}])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Stored array in format")
+@pytest.mark.parametrize("case", [*KEPT, *NOT_KEPT])
+def test_npz_gives_back_what_is_written_or_refuses_to_write_it(tmp_path, case):
+    name, array = (KEPT | NOT_KEPT)[case]
+    if case in KEPT:
+        save_npz(tmp_path / "a.npz", {name: array})
+        found = load_npz(tmp_path / "a.npz")
+        assert list(found) == [name] and np.array_equal(found[name], array) and found[name].dtype == array.dtype
+    else:
+        with pytest.raises(ValueError):
+            save_npz(tmp_path / "a.npz", {"b": np.ones(1), name: array})
+        assert not list(tmp_path.iterdir())
 
 
 def npz(**arrays):

@@ -12,8 +12,10 @@ from experiments import common
 from experiments.command import _alone
 from minicnn import backend, files
 from minicnn.backend import DeviceError
-from minicnn.weights import load_npz, save_npz
+from minicnn.paper.networks import paper_cnn
+from minicnn.weights import load_npz, save_npz, save_weights
 from tests.experiments.conftest import ROOT, assert_mistake, read_json, run, start, succeed
+from tests.test_files import needs_pipes
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "__main__" in p.read_text("utf-8"))
 OPTIONS = {
@@ -134,6 +136,41 @@ def test_weights_of_another_network(untrained, tmp_path):
     assert_mistake(["attack", "--weights", path, "--out", tmp_path], path, "dense3_b has shape (9,)", "(10,)")
 
 
+FOR_WEIGHTS = {  # what makes an experiment take the networks of a folder
+    "attack": "--weights {0}/standard.npz",
+    "adversarial_samples": "--networks {0}/standard.npz",
+    "saliency_maps": "--weights {0}/standard.npz",
+    "proof1": "--weights {0}/standard.npz",
+    "masking": "--weights standard={0}/standard.npz",
+    "reproduce": "--trained {0}",
+    "benchmark": "--attacks --weights {0}/standard.npz",
+    "explore": "--trained {0}",
+}
+
+
+@pytest.mark.parametrize("experiment", FOR_WEIGHTS)
+def test_weights_of_another_data_set(tmp_path, experiment):
+    """Said before the work, by whatever road they are found."""
+    trained = tmp_path / "trained"
+    for name in ("standard", "temperature", "distilled"):
+        save_weights(paper_cnn(), trained / f"{name}.npz", dataset="mnist")
+        (trained / f"{name}.csv").write_text("epoch\n1\n")
+    options = FOR_WEIGHTS[experiment].format(trained).split()
+    said = f"{trained / 'standard.npz'} was trained on mnist, not on digits"
+    assert_mistake([experiment, *options, "--out", tmp_path / "out"], said)
+    if "{0}/standard.npz" in FOR_WEIGHTS[experiment] and experiment != "masking":
+        options = [option for option in options if option in ("--attacks",)]
+        assert_mistake([experiment, *options, "--out", trained], said)
+
+
+@needs_pipes
+@pytest.mark.parametrize("experiment", [name for name in FOR_WEIGHTS if name not in ("reproduce", "explore")])
+def test_weights_that_are_a_pipe(tmp_path, experiment):
+    os.mkfifo(tmp_path / "standard.npz")
+    options = FOR_WEIGHTS[experiment].format(tmp_path).split()
+    assert_mistake([experiment, *options, "--out", tmp_path / "out"], f"{tmp_path / 'standard.npz'}: is no file")
+
+
 def test_device_cuda_without_a_gpu(untrained, tmp_path):
     try:
         backend.get("cuda")
@@ -188,7 +225,8 @@ def test_json_among_the_results_of_another_command_waits_for_it(untrained, tmp_p
     succeed(*command, "--json", path)
     assert not (tmp_path / "theirs" / ".lock").exists()  # a folder that is no command's is nobody's to lock
     with _alone(tmp_path / "theirs"):
-        assert_mistake([*command, "--json", path], f"another command is at work in {tmp_path / 'theirs'}")
+        said = f"another command is at work in {tmp_path / 'theirs'}: wait for it, or choose another --json"
+        assert_mistake([*command, "--json", path], said)
     succeed(*command, "--json", path)
 
 

@@ -98,6 +98,17 @@ def test_load_network_refuses_one_trained_at_another_temperature(tmp_path):
     common.load_network(path, T=20.0)
 
 
+def test_load_network_refuses_one_trained_on_another_data_set(tmp_path):
+    path = tmp_path / "standard.npz"
+    weights.save_weights(paper_cnn(), path, dataset="digits")
+    common.load_network(path, dataset="digits")
+    common.load_network(path)
+    with pytest.raises(common.UsageError, match="standard.npz was trained on digits, not on mnist"):
+        common.load_network(path, dataset="mnist")
+    weights.save_weights(paper_cnn(), path)  # as the author's files, which do not say
+    common.load_network(path, dataset="mnist")
+
+
 def test_common_needs_no_working_folder(tmp_path):
     """Nor one on the drive of the project, of which Windows has several."""
     code = """

@@ -46,7 +46,7 @@ def contents(folder):
             found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
         elif path.name.endswith(".checkpoint.npz"):
             with np.load(path, allow_pickle=False) as arrays:
-                found[name] = {k: arrays[k].tobytes() for k in arrays.files if k != "history"}
+                found[name] = {k: arrays[k].tobytes() for k in arrays.files if k not in ("history", "/sha256")}
                 found[name]["history"] = timeless(json.loads(str(arrays["history"])))
         elif path.suffix == ".npz":
             found[name] = path.read_bytes()
