@@ -237,7 +237,8 @@ def draw(path, made, seed):
     for axis in axes.flat:
         axis.axis("off")
     for samples, (above, below) in zip(rows, axes.reshape(-1, 2, 1 + DRAWN), strict=False):
-        heads = f"{textwrap.fill(samples.network, 14)}\nAlgorithm {samples.algorithm}", "as many pixels\nat random"
+        name = common.drawn(textwrap.fill(samples.network, 14))
+        heads = f"{name}\nAlgorithm {samples.algorithm}", "as many pixels\nat random"
         for axis, head in zip((above[0], below[0]), heads, strict=True):
             axis.text(0.5, 0.5, head, ha="center", va="center", fontsize=figures.SMALL).set_in_layout(False)
         drawn = np.random.default_rng(seed).permutation(len(samples.labels))[:DRAWN]
@@ -268,7 +269,7 @@ def draw_pixels(path, made):
             linestyle="-" if samples.arithmetic == "scaled" else ":",
             marker="os^Dv"[networks.index(samples.network) % 5],
             markevery=0.1,
-            label=f"{samples.network}, {samples.arithmetic}",
+            label=common.drawn(f"{samples.network}, {samples.arithmetic}"),
         )
         panel.set(title=f"Algorithm {samples.algorithm}", xlabel="pixels changed, at most", ylim=(-2, 102))
     axes[0, 0].set_ylabel("attacked images that fall (%)")

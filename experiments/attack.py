@@ -115,8 +115,10 @@ def main(options):
     setting, store = common.setting(options, options.arithmetic), common.Store(options.out / "parts")
     if stronger:
         setting = dataclasses.replace(setting, skip_unchanged=True)
-    told = {"seed": options.seed, "weights": str(path), "setting": vars(setting), "sample": sample.taken()}
-    common.tell_replaced(options.json, **told)
+    told = {"weights": str(path), "trained_at": T, "ties": options.ties, "sample": sample.taken()}
+    told |= {"algorithm": options.algorithm, "setting": vars(setting), "denominator": options.denominator}
+    if other is not None:
+        told["other"] = str(file)
     title = options.algorithm if stronger else f"Algorithm {options.algorithm}, {options.arithmetic}"
 
     def run(images, labels, indices):
@@ -131,11 +133,11 @@ def main(options):
     counted = common.counted(options.denominator, right, "attacked", len(sample.labels))
     found = summary(result, counted)
     pixels = made["pixels_changed"][result.succeeded & counted]
+    common.tell_replaced(options.json, seed=options.seed, **told)
     common.write_json(
         options.json,
         common.environment(options)
-        | {"weights": str(path), "trained_at": T, "ties": options.ties, "sample": sample.taken()}
-        | {"algorithm": options.algorithm, "setting": vars(setting), "denominator": options.denominator}
+        | told
         | found
         | {
             "median_pixels_of_successes": np.median(pixels) if len(pixels) else None,

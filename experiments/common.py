@@ -706,15 +706,21 @@ def figure(rows=1, columns=1, width=4.0, height=3.0):
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    matplotlib.style.use(Path(__file__).with_name("minicnn.mplstyle"))
+    matplotlib.style.use(["default", Path(__file__).with_name("minicnn.mplstyle")])  # whatever the user's is
     fig = Figure(figsize=(max(NARROWEST, width * columns), height * rows))
     return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def drawn(text):
+    """A text that may hold anything, the name of a file say, as matplotlib shows it: without formulas, with signs for
+    bytes that are no text, and in legends, which leave out what begins with _."""
+    return re.sub(r"^_", " _", text.encode(errors="replace").decode().replace("$", r"\$"))
 
 
 def head(fig, text):
     """Set the title of a figure, in as many lines as its width asks for. text: any, without formulas."""
     width = int(CHARACTERS_AN_INCH * fig.get_figwidth())
-    fig.suptitle("\n".join(textwrap.fill(line, width) for line in text.splitlines()), parse_math=False)
+    fig.suptitle(drawn("\n".join(textwrap.fill(line, width) for line in text.splitlines())))
 
 
 def plain_numbers(axis, ticks=None):

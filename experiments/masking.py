@@ -490,7 +490,10 @@ def file_name(parts):
 def main(options):
     if options.weights:
         common.refuse_training(options, "--weights")
-        if "standard" not in dict(options.weights):
+        named = [name for name, _ in options.weights]
+        if len(set(named)) < len(named):
+            raise common.UsageError(f"--weights names a network twice: {', '.join(named)}")
+        if "standard" not in named:
             raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
     dataset, protocol = common.load_data(options.dataset, options.validation), common.protocol(options)
     if options.weights:
@@ -521,7 +524,8 @@ def main(options):
 
 
 if __name__ == "__main__":
-    parser = common.arguments(__doc__ + "\n" + "\n".join(f"    {p.name:20}{p.title}" for p in PARTS.values()))
+    described = "\n".join(f"    {p.name:20}{p.title}" for p in PARTS.values())
+    parser = common.arguments(f"{__doc__ or ''}\n{described}")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="default: all")
     parser.add_argument(
         "--weights", nargs="+", type=named_weights, metavar="NAME=FILE.npz", help="these networks and no others"

@@ -72,7 +72,6 @@ def main(options):
     else:
         chosen = common.chosen_sample(options, dataset, 8).indices
     images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
-    common.tell_replaced(options.json, seed=options.seed, weights=str(path))
     T = options.attack_temperature
     found = {a: saliency_maps(network, images, labels, T, a) for a in attacks.ARITHMETICS}
     setting = common.setting(options, options.arithmetic)
@@ -88,10 +87,10 @@ def main(options):
     maps = [describe(found[options.arithmetic], i, index, labels[i]) for i, index in enumerate(chosen)]
     for entry, moves, succeeded in zip(maps, result.moves, result.succeeded, strict=True):
         entry["algorithm_1"] = {"succeeded": bool(succeeded), "moves": int(moves)}
+    common.tell_replaced(options.json, seed=options.seed, weights=str(path), ties=options.ties)
     common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
     print(f"{path}, {options.arithmetic}\n{report.Table([row(entry) for entry in maps])}")
-    name = common.chosen_name(options).encode(errors="replace").decode()  # bytes that are no text cannot be drawn
-    title = f"{name}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
+    title = f"{common.chosen_name(options)}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
     if len(images) > DRAWN:
         common.note(f"the pictures show the first {DRAWN} of the {len(images)} images")
     names = (f"{name}_{ending(options)}.png" for name in ("figures_1_and_2", "saliency_maps"))

@@ -1,5 +1,7 @@
 """python -m experiments.adversarial_samples: controls, the independent classifier, figures, pictures."""
 
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -180,6 +182,29 @@ def test_adversarial_samples_command(trained, untrained, digits, tmp_path, monke
     alone = load_npz(tmp_path / "alone" / f"attack_{TRAINED}_3_scaled.npz")
     assert alone["pixels_changed"][alone["succeeded"]].tolist() == of_3["by_image"]["pixels_changed"]
     assert alone["decisions"][alone["succeeded"]].tolist() == of_3["by_image"]["network"]
+
+
+def test_adversarial_samples_show_the_names_of_files(trained, tmp_path, monkeypatch):
+    """Whatever they are: no formulas, nothing left out, signs for bytes that are no text."""
+    names = {"_x": " _x", "$\\frac$": "$\\frac$", "$a": "$a", os.fsdecode(b"caf\xe9"): "caf?"}
+    for name in names:
+        shutil.copy(trained[0] / f"{TRAINED}.npz", tmp_path / f"{name}.npz")
+    figures, save = [], common.save_figure
+    monkeypatch.setattr(common, "save_figure", lambda path, fig: figures.append(fig) or save(path, fig))
+    paths = [tmp_path / f"{name}.npz" for name in names]
+    succeed("adversarial_samples", "--networks", *paths, "--first", 20, "--limit", 20, "--out", tmp_path)
+    (legend,) = figures[1].legends
+    expected = [f"{name}, {arithmetic}" for name in names.values() for arithmetic in ("plain", "scaled")]
+    assert [shown(text) for text in legend.get_texts()] == expected
+    heads = [shown(text) for axes in figures[0].axes for text in axes.texts if "Algorithm" in text.get_text()]
+    assert {head.partition("\n")[0] for head in heads} == set(names.values())
+
+
+def shown(text):
+    """What a matplotlib Text draws where no formula is in it."""
+    found, math = text._preprocess_math(text.get_text())
+    assert math is False
+    return found
 
 
 def test_adversarial_samples_of_two_networks_of_one_name(untrained, tmp_path):

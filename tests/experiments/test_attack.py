@@ -1,5 +1,8 @@
 """python -m experiments.attack: its figures, the parts that it keeps, and what its rates are counted of."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 
@@ -84,6 +87,13 @@ def test_attack_shows_one_image(trained, digits, tmp_path, monkeypatch, algorith
     assert (axes[-1].images[0].get_array() == one["adversarial"][0]).all()
     succeed(*command, "--first", 1, "--show", shown, "--out", tmp_path)
     assert said in [axes.get_title() for axes in figures[1].axes]
+
+
+@pytest.mark.parametrize("name", ["_x", "$\\frac$", os.fsdecode(b"caf\xe9")])
+def test_attack_shows_an_image_under_any_name_of_the_network(untrained, tmp_path, name):
+    shutil.copy(untrained / "standard.npz", tmp_path / f"{name}.npz")
+    succeed("attack", "--weights", tmp_path / f"{name}.npz", "--first", 1, "--limit", 1, "--show", 0, "--out", tmp_path)
+    assert (tmp_path / f"attack_{name}_1_scaled_0.png").read_bytes().startswith(PNG)
 
 
 def test_attack_shows_an_image_that_it_does_not_attack(untrained, digits, tmp_path):
@@ -195,7 +205,7 @@ def test_attack_says_what_it_does_of_more_than_there_is(untrained, tmp_path):
     code, out, err = run(*command, "--images", 2, "--limit", 1000)
     path = tmp_path / "attack_standard_1_scaled.json"
     assert code == 0 and read_json(path)["setting"]["limit"] == 784
-    replaced = f"note: {path} differs in setting and sample: it is replaced\n"
+    replaced = f"note: {path} differs in sample and setting: it is replaced\n"
     assert err == "note: an image has 784 pixels, each is moved once: at most 784 moves, not 1000\n" + replaced
 
 
@@ -221,6 +231,21 @@ def test_attack_says_which_results_it_replaces(untrained, tmp_path):
     code, _, err = run("saliency_maps", "--images", 2, "--limit", 1, *theirs)
     path = tmp_path / "saliency_maps_standard_plain.json"
     assert (code, err) == (0, f"note: {path} differs in weights: it is replaced\n")
+    for experiment in ("attack", "saliency_maps"):
+        *_, err = run(experiment, "--first", 3, "--limit", 1, *theirs, "--seed", 1, "--ties", "first")
+        assert "differs in " in err and "ties" in err
+
+
+@pytest.mark.parametrize("experiment", ["attack", "saliency_maps"])
+def test_attack_that_fails_replaces_nothing_and_says_nothing_of_it(untrained, tmp_path, monkeypatch, experiment):
+    command = (experiment, "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)
+    succeed(*command)
+
+    def fail(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(common, "attack", fail)
+    assert_mistake([*command, "--seed", 1, "--ties", "first"], "out of memory: no room")
 
 
 def test_attack_with_a_seed_is_on_the_network_of_that_seed(untrained, tmp_path):
@@ -245,13 +270,17 @@ def test_attack_counts_what_it_is_asked_to(trained, tmp_path):
     assert 0 < (right[0] & right[1]).sum() < right[0].sum() < 60
     command = ["attack", "--weights", weights, "--first", 60, "--limit", 5, "--out", tmp_path]
     for denominator, counted in ("correct", right[0]), ("all", np.ones(60)), ("common", right[0] & right[1]):
-        out = succeed(*command, "--denominator", denominator, *(("--other", other) if denominator == "common" else ()))
+        others = ("--other", other) if denominator == "common" else ()
+        code, out, err = run(*command, "--denominator", denominator, *others)
+        assert code == 0 and ("differs in denominator: it is replaced" in err) == (denominator != "correct")
         figures = read_json(tmp_path / f"attack_{TRAINED}_1_scaled.json")
         assert (figures["denominator"], figures["counted"]) == (denominator, counted.sum())
         assert figures["succeeded"] == (np.array(figures["succeeded_by_image"]) & (counted > 0)).sum()
         assert f"{figures['success_rate']:.1%}" in out
     (tmp_path / "temperature-T5.npz").write_bytes(other.read_bytes())
-    succeed(*command, "--denominator", "common", "--other", "temperature-T5")
+    replaced = f"note: {tmp_path / f'attack_{TRAINED}_1_scaled.json'} differs in other: it is replaced\n"
+    assert run(*command, "--denominator", "common", "--other", "temperature-T5")[::2] == (0, replaced)
+    assert read_json(tmp_path / f"attack_{TRAINED}_1_scaled.json")["other"] == str(tmp_path / "temperature-T5.npz")
     assert read_json(tmp_path / f"attack_{TRAINED}_1_scaled.json")["counted"] == figures["counted"]
     assert_mistake([*command, "--denominator", "common", "--other", "student"], "--other: must be standard or")
     assert_mistake([*command, "--denominator", "common", "--other", "temperature-T6"], "no trained network", "-T6")

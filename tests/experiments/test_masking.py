@@ -292,6 +292,12 @@ def test_command_help_names_every_part():
     assert code == 0 and all(part.name in said and part.title in said for part in masking.PARTS.values())
 
 
+def test_command_takes_a_network_once(tmp_path):
+    named = ("standard=a.npz", "temperature=t.npz", "standard=b.npz")
+    said = "--weights names a network twice: standard, temperature, standard"
+    assert_mistake(("masking", "--out", tmp_path, "--weights", *named), said)
+
+
 def test_command_needs_a_standard_network(tmp_path):
     assert_mistake(("masking", "--out", tmp_path, "--weights", "temperature=t.npz"), "standard=FILE.npz")
     with pytest.raises(argparse.ArgumentTypeError, match="NAME=FILE"):

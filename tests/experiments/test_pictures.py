@@ -1,5 +1,6 @@
 """The checks that every picture of the tests passes can fail: each fault, planted, is found and told."""
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -71,6 +72,15 @@ def test_faults_of_what_colour_alone_tells_apart(drawn):
 
 def test_head_takes_as_many_lines_as_it_needs(drawn):
     assert drawn(lambda fig, panel: common.head(fig, 30 * "long words, " + 300 * "x" + " $not a ^{formula")) == []
+
+
+def test_figure_has_our_style_whatever_the_user_s_is():
+    """Which asks for LaTeX, or for colours of its own."""
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "black", "font.size": 40}):
+        fig, ((panel,),) = common.figure()
+        panel.set_title("a title")
+        fig.canvas.draw()
+    assert not panel.title.get_usetex() and panel.title.get_size() == 10 and panel.get_facecolor() == (1, 1, 1, 1)
 
 
 def test_plain_numbers_have_no_powers_of_ten(drawn, tmp_path):
