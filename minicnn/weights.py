@@ -20,7 +20,7 @@ Path = str | os.PathLike
 LIMIT = 2**28  # bytes of a file and of its arrays; a checkpoint of the paper's network has 3 MB
 TRAINED_AT, TRAINED_ON = "temperature", "dataset"  # beside the weights in a file
 SEAL = "/sha256"  # the name of a digest
-LONGEST_NAME = 2**16 - 100  # bytes, of an array in a file
+LONGEST_NAME = 2**16 - 1  # bytes, in a zip file
 
 
 class WeightsError(ValueError):
@@ -51,7 +51,7 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _is_name(name: str) -> bool:
     try:
-        return "\0" not in name and len(name.encode()) <= LONGEST_NAME
+        return "\0" not in name and len(f"{name}.npy".encode()) <= LONGEST_NAME
     except UnicodeEncodeError:  # half of a pair of surrogates
         return False
 
