@@ -291,14 +291,14 @@ def study(networks, dataset, sample, setting, seed, store):
 
 def section(found, folder):
     """What adversarial_samples.json and its pictures tell, as a report.Section."""
-    pictures = [
+    samples, pixels = (
         report.Picture(
             "Adversarial samples in scaled arithmetic, drawn at random, not chosen; below each the same image with as "
             f"many pixels changed at random. Seen as: by the attacked network; k-NN: by the {CLASSIFIER}.",
             folder / "adversarial_samples.png",
         ),
         report.Picture("How many pixels the adversarial samples needed.", folder / "pixels_changed.png"),
-    ]
+    )
     seen = [of_name["classifier"]["as_label"]["share"] for of_name in found["attacks"].values() if of_name["samples"]]
     answer = (
         f"The {CLASSIFIER}, who see {found['clean_test_images']['share']:.2%} of the clean test images correctly, see "
@@ -307,7 +307,8 @@ def section(found, folder):
         if seen
         else "No attack succeeded."
     )
-    return report.Section("Is it still the digit?", report.Parts([answer, *pictures, *describe(found)]))
+    more = report.Parts([pixels, *describe(found)])
+    return report.Section("Is it still the digit?", report.Parts([answer, samples]), more=more)
 
 
 def main(options):

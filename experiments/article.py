@@ -15,7 +15,6 @@ PAPER = (
 )
 EPOCHS = 50  # of training, in the paper
 THEIRS = "the author's "  # what the names of his networks begin with
-WHERE = {"replay": "exact", "sweep": "why", "adversarial_samples": "digit"}  # experiments, and whose sections they are
 IN_TEXT = ("arithmetics", "control", "stronger_attacks")  # parts of experiments.masking; others are among the tables
 
 
@@ -24,28 +23,29 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
 
     results: what is written as results.json; measured, rows: of claims; rates: name of a network -> of what -> Rate;
     pictures: name -> Picture; studied: heading -> part of experiments.masking -> its Section, first of these networks,
-    then of others. Beside these it shows what other experiments have left in the folder. Of every section the text, up
-    to its first picture, stands in its place, and what follows among the tables.
+    then of others. Beside these it shows what other experiments have left in the folder. What is more of a Section
+    stands among the tables.
     """
     trained_at, studied = f"T = {results['temperature']:g}", dict(studied)
-    others = {where: [] for where in WHERE.values()}
-    for name, section in beside(folder, results["dataset"]):
-        others[WHERE[name]].append(section)
+    left = dict(beside(folder, results["dataset"]))
 
     def shown(*names):
         return [pictures[name] for name in names if name in pictures]
+
+    def left_by(experiment):
+        return [left[experiment]] if experiment in left else []
 
     main = [
         Section("The finding", Parts([finding(measured["factor"], rates, trained_at), *shown("finding")])),
         Section("The claim", Parts(claim(trained_at))),
         Section("The method", Parts([method(results)])),
         Section("What is exact", Parts(exactness(rates, rows["appendix_a"]))),
-        *brief(others["exact"]),
+        *left_by("replay"),
         Section("The result", Parts(result(rows, trained_at, shown))),
         Section("Why", Parts(reason(results, rows["gradient"], trained_at))),
         *in_text(studied),
-        *brief(others["why"]),
-        *brief(others["digit"], level=2),
+        *left_by("sweep"),
+        *left_by("adversarial_samples"),
         Section("Limits", Parts([limits(results, bool(studied))])),
     ]
     samples = Parts(shown(*(name for prefix in ("", "temperature_", "author_") for name in of_arithmetics(prefix))))
@@ -55,7 +55,7 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
         ("The networks, over their seeds", Parts([means(rates), *shown(*results["runs"][0]["networks"])])),
         *((heading, found) for heading, found in (("Figures 1 and 2", samples), ("Saliency maps", maps)) if found),
         *among_tables(studied),
-        *((s.heading, rest(s)) for sections in others.values() for s in sections if rest(s)),
+        *((section.heading, section.more) for section in left.values()),
     ]
     after = [
         Section("Figures and tables", Parts()),
@@ -83,11 +83,11 @@ def beside(folder, dataset):
             found = json.loads(read_file(path).decode())
             if found["dataset"] != dataset:
                 continue
-            left = section(found, folder)
-            shown = left._replace(parts=Parts([*left.parts, f"{found['command']}, {found['date']}"]))
+            shown = section(found, folder)
+            shown = shown._replace(more=Parts([*shown.more, f"{found['command']}, {found['date']}"]))
         except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
             shown = None
-        if shown and all(map(is_there, shown.parts)):
+        if shown and all(map(is_there, shown.whole())):
             yield name, shown
         else:
             common.note(f"{path} is incomplete or was written by another version: it is left out of the report")
@@ -104,26 +104,12 @@ def of_arithmetics(prefix):
     return (f"figures_1_and_2_{prefix}{arithmetic}" for arithmetic in ("plain", "scaled"))
 
 
-def split(section):
-    """Where the first picture of a Section ends: what follows it goes to the tables."""
-    return next((i + 1 for i, part in enumerate(section.parts) if isinstance(part, Picture)), 0)
-
-
-def brief(sections, level=3):
-    """What of Sections stands in the text."""
-    return [Section(s.heading, Parts(s.parts[: split(s)]), level) for s in sections if split(s)]
-
-
-def rest(section):
-    return Parts(section.parts[split(section) :])
-
-
 def in_text(studied):
     """The Section of what `studied` has of these networks, and in a sentence of others; none where it is empty."""
     for heading, ours in list(studied.items())[:1]:
         parts = Parts()
         for name in (part for part in IN_TEXT if part in ours):
-            sentence, picture, *_ = ours[name].parts
+            sentence, picture = ours[name].parts
             theirs = ((whose, found[name].parts[0]) for whose, found in studied.items() if whose != heading)
             parts += [sentence, *(f"{whose}: {told[0].lower()}{told[1:]}" for whose, told in theirs), picture]
         yield Section(heading, parts, level=3)
@@ -133,7 +119,7 @@ def among_tables(studied):
     """(heading, Parts) of what is not in_text."""
     for i, (heading, parts) in enumerate(studied.items()):
         for name, section in parts.items():
-            yield f"{heading}: {section.heading}", rest(section) if i == 0 and name in IN_TEXT else section.parts
+            yield f"{heading}: {section.heading}", section.more if i == 0 and name in IN_TEXT else section.whole()
 
 
 def finding(factor, rates, trained_at):

@@ -423,7 +423,7 @@ def section(name, figures, folder, stem="masking"):
     _, title, _, _, describe, draw = PARTS[name]
     caption = f"{title.partition('. ')[2]}."
     shown = [SENTENCES[name](figures), Picture(caption, folder / f"{stem}_{name}.png")] if draw else []
-    return Section(title, Parts([*shown, *describe(figures)]), level=3)
+    return Section(title, Parts(shown), level=3, more=describe(figures))
 
 
 def without_images(results):
@@ -452,7 +452,7 @@ def study(parts, trained, dataset, study, folder, stem="masking"):
         figures = PARTS[name].measure(trained, dataset, study)
         yield name, figures
         shown = section(name, figures, folder, stem)
-        print(f"\n{shown.heading}\n{shown.parts}", flush=True)
+        print(f"\n{shown.heading}\n{shown.whole()}", flush=True)
         for picture in (shown_part for shown_part in shown.parts if isinstance(shown_part, Picture)):
             PARTS[name].draw(picture.path, figures)
 

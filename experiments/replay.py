@@ -192,12 +192,14 @@ def in_one_line(replayed):
 def section(results, folder):
     """What replay.json and replay.png tell, as a report.Section."""
     replayed = {Run(**run["his"]): run["ours"] for run in results["runs"]}
-    parts = [
+    text = [
         f"The author's four runs on exactly his images: {in_one_line(replayed)}.",
         report.Picture(
             "His runs, image for image: in plain float32 his program's count, and the same images without underflow.",
             folder / "replay.png",
         ),
+    ]
+    more = [
         "Of test.py and test2.py only pictures of adversarial samples against his standard network are left, so that "
         "this network has 100 % there by selection. Of the attack by loss differences on the T = 20 network the "
         "history holds 994 pictures: two are left from another run and cannot be told apart, so that rates here are "
@@ -205,7 +207,8 @@ def section(results, folder):
         agreement(replayed),
         arithmetics(replayed),
     ]
-    return report.Section("The author's runs, image for image", report.Parts(parts))
+    heading = "The author's runs, image for image"
+    return report.Section(heading, report.Parts(text), level=3, more=report.Parts(more))
 
 
 def name_of(options):

@@ -68,12 +68,17 @@ class Parts(list):
 
 class Section(NamedTuple):
     """Parts under a heading, of level 2 or 3. folded: whether a small screen shows the heading alone until it is
-    opened."""
+    opened. more: what a longer report puts among its tables."""
 
     heading: str
     parts: Parts
     level: int = 2
     folded: bool = False
+    more: Parts = Parts()
+
+    def whole(self):
+        """The Parts and what is more."""
+        return Parts([*self.parts, *self.more])
 
 
 def write(folder, title, sections, footer):

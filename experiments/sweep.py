@@ -514,8 +514,9 @@ def section(results, folder):
         }
         for line in results["summary"]
     ]
-    parts = report.Parts([report.Picture(caption, folder / "sweep.png"), report.Table(rows)])
-    return report.Section("Temperature, or the size of the logits?", parts)
+    picture, table = report.Picture(caption, folder / "sweep.png"), report.Table(rows)
+    heading = "Temperature, or the size of the logits?"
+    return report.Section(heading, report.Parts([picture]), level=3, more=report.Parts([table]))
 
 
 def in_one_line(error):

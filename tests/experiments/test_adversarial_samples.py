@@ -169,7 +169,7 @@ def test_adversarial_samples_command(trained, untrained, digits, tmp_path, monke
     assert 0 < of_3["pixels_changed"]["quantile_0.5"] <= 40
     seen = [of_3["classifier"][f"as_{name}"]["count"] for name in ("label", "network", "another")]
     assert sum(seen) == of_3["samples"] == len(of_3["by_image"]["classifier"])
-    answer, first, second, *described = section(found, tmp_path).parts
+    answer, first, second, *described = section(found, tmp_path).whole()
     assert " of the adversarial samples of a network" in answer
     for picture in first, second:
         assert picture.path.read_bytes().startswith(PNG)

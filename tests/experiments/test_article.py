@@ -118,9 +118,9 @@ def test_article_names_its_limits(told):
 def test_article_parts_the_text_of_a_study_from_its_tables(told, tmp_path):
     """In the text what is most telling of these networks, and a sentence of others; all the rest among the tables."""
     table, picture = Table([{"a": 1}]), Picture("shown", tmp_path / "shown.png")
-    control = Section("Control", Parts(["A sentence.", picture, table, "A note."]))
-    theirs = control._replace(parts=Parts(["Another sentence.", picture, table]))
-    cost = Section("Cost", Parts([table]))
+    control = Section("Control", Parts(["A sentence.", picture]), more=Parts([table, "A note."]))
+    theirs = control._replace(parts=Parts(["Another sentence.", picture]))
+    cost = Section("Cost", Parts(), more=Parts([table]))
     _, sections, _ = told(studied={"Study": {"control": control, "cost": cost}, "His": {"control": theirs}})
     headings = [(s.heading, s.level) for s in sections]
     assert headings.index(("Why", 2)) + 1 == headings.index(("Study", 3)) == headings.index(("Limits", 2)) - 1
@@ -128,7 +128,7 @@ def test_article_parts_the_text_of_a_study_from_its_tables(told, tmp_path):
     after = dict(headings[headings.index(("Figures and tables", 2)) :])
     assert after["Study: Control"] == after["Study: Cost"] == after["His: Control"] == 3
     assert parts_of(sections, "Study: Control") == [table, "A note."]
-    assert parts_of(sections, "Study: Cost") == [table] and parts_of(sections, "His: Control") == theirs.parts
+    assert parts_of(sections, "Study: Cost") == [table] and parts_of(sections, "His: Control") == theirs.whole()
 
 
 def test_article_with_a_long_study_is_short_on_a_phone(told, tmp_path, driver):
@@ -224,6 +224,11 @@ def test_means_have_a_spread_where_there_are_several_seeds():
     assert [row["network"] for row in rows] == list(PAPER_NETWORKS) and "+-" not in rows[0]["accuracy"]
 
 
-def test_every_experiment_of_the_report_has_a_place():
-    assert set(article.SECTIONS) == set(article.WHERE)
-    assert all((common.RESULTS.parent / f"{name}.py").exists() for name in article.SECTIONS)
+@pytest.mark.parametrize("name", article.SECTIONS)
+def test_article_has_a_place_for_every_experiment_beside_it(told, tmp_path, monkeypatch, name):
+    section = Section("Left", Parts(["What it tells."]), more=Parts(["And more."]))
+    monkeypatch.setitem(article.SECTIONS, name, lambda *_: section)
+    (tmp_path / f"{name}.json").write_text(json.dumps({"dataset": "digits", "command": "made by", "date": "then"}))
+    text, tables = (s for s in told()[1] if s.heading == "Left")
+    assert text.parts == section.parts and tables.parts == ["And more.", "made by, then"] and tables.folded
+    assert (common.RESULTS.parent / f"{name}.py").exists()

@@ -171,9 +171,9 @@ def test_study_prints_and_draws_every_part(base, dataset, told, tmp_path, capsys
     assert set(results["gradient_budget"]["temperature"]) == {"test_T_1", "test_T_20"}
     shown = [masking.section(name, figures, tmp_path) for name, figures in results.items()]
     printed = capsys.readouterr().out
-    assert all(section.heading in printed and str(section.parts) in printed for section in shown)
+    assert all(section.heading in printed and str(section.whole()) in printed for section in shown)
     assert max(map(len, printed.splitlines())) <= report.WIDTH
-    drawn = {part.path for section in shown for part in section.parts if isinstance(part, report.Picture)}
+    drawn = {part.path for section in shown for part in section.whole() if isinstance(part, report.Picture)}
     assert drawn == set(tmp_path.glob("*.png")) and len(drawn) == 5
     assert all(path.read_bytes().startswith(PNG) for path in drawn)
     rows = (tmp_path / "masking_budget.csv").read_text().splitlines()

@@ -130,7 +130,7 @@ def test_replay_that_agrees(canned, monkeypatch, capsys, tmp_path, plain):
     assert [run["his"]["succeeded"] for run in results["runs"]] == [run["ours"]["succeeded"] for run in results["runs"]]
     assert all(("scaled" in run["ours"]) == (not plain) for run in results["runs"])
     assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
-    sentence, picture, selection, *tables = replay.section(results, tmp_path).parts
+    sentence, picture, selection, *tables = replay.section(results, tmp_path).whole()
     assert "100 % there by selection" in selection
     assert "3,956 of 3,956" in sentence and picture.path.exists() == (not plain)
     assert str(tables[0]) in out and (plain or str(tables[1]) in out)

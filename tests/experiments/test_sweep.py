@@ -390,7 +390,7 @@ def test_sweep_section_has_a_row_a_temperature_and_a_scale(tmp_path):
     summary = [{"series": sweep.TRAINED, "value": 1.0, "networks": 1} | figures]
     summary += [{"series": sweep.CONTROL, "value": 20.0, "networks": 0} | dict.fromkeys(figures, [None, None])]
     results = {"seeds": [0], "epochs": 25, "summary": summary}
-    picture, table = sweep.section(results, tmp_path).parts
+    picture, table = sweep.section(results, tmp_path).whole()
     assert "25 epochs, 1 seed." in picture.caption and picture.path == tmp_path / "sweep.png"
     heads, (trained, control) = table.texts()
     assert trained[0] == "T = 1" and trained[heads.index("accuracy")] == "50.0"
