@@ -31,6 +31,7 @@ from minicnn.weights import trained_at
 ALGORITHMS = ("1", "3")
 NEIGHBOURS = 3
 CLASSIFIER = f"{NEIGHBOURS} nearest neighbours"
+LARGEST = 1e17  # what a pixel may be: the square of a distance between images is then one of float32
 DRAWN = 10  # samples in a row of the picture
 
 
@@ -312,6 +313,8 @@ def section(found, folder):
 
 
 def main(options):
+    if options.maximum > LARGEST:
+        raise common.UsageError(f"--maximum {options.maximum:g}: {CLASSIFIER} measure distances up to {LARGEST:g}")
     paths = {}
     for chosen in options.networks:
         if isinstance(chosen, Path):

@@ -45,6 +45,12 @@ MOVES_OF_4 = 5  # its every move costs as much as all of Algorithm 2
 TASKS = {"train_step": "training step", "forward": "forward", "saliency": "saliency maps"}
 SGEMM = 768  # rows and columns of the products whose rate is the floor's
 LOSS_DIFFERENCES = 100  # images at most, for PyTorch takes minutes for more
+MOST_THREADS = 1024
+PARTNERS = {  # what has influence only with another option
+    "attacks": ("network", "weights", "images", "limit", "counts"),
+    "scaling": ("batches", "counts"),
+}
+DEFAULTS = {"network": "standard", "limit": 100, "batches": [1, 4, 8, 32, 128, 512], "counts": [10, 100, 1000]}
 STYLES = {  # told apart in grey too
     "minicnn": {"color": "C0", "linestyle": "-"},
     "PyTorch": {"color": "C1", "linestyle": "--", "markerfacecolor": "none"},
@@ -431,14 +437,23 @@ def main(options):
             raise common.UsageError("--against torch needs PyTorch: pip install torch") from None
         from experiments import torch_reference as reference
 
+    if options.threads > MOST_THREADS:
+        raise common.UsageError(f"--threads {options.threads}: at most {MOST_THREADS}")
+
     def set_threads(count):
         cpu.set_threads(count)
         if torch:
             torch.set_num_threads(count)
 
     set_threads(options.threads)
-    if options.images and not options.attacks:
-        raise common.UsageError("--images is of the attacks: add --attacks")
+    for switch, names in PARTNERS.items():
+        given = [f"--{name}" for name in names if getattr(options, name) is not None]
+        if given and not getattr(options, switch):
+            raise common.UsageError(f"{', '.join(given)}: of the {switch}, add --{switch}")
+    asked = max([*(options.images or ()), *(options.counts or ())], default=0)
+    for name, value in DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if options.scaling and options.device == "cuda":
         raise common.UsageError("--scaling is of the CPU: leave out --device cuda")
     if options.attacks:  # a mistake is said before minutes of measurements
@@ -462,6 +477,8 @@ def main(options):
         results["scaling"] = compare_scaling(parts, options, reference, set_threads)
     if options.device == "cuda" or options.attacks:
         dataset = common.load_data(options.dataset)
+        if asked > len(dataset.test_labels):
+            common.note(f"{dataset.name} has {len(dataset.test_labels)} test images: no more are taken")
     if options.device == "cuda":
         recipe = dataclasses.replace(RECIPE, epochs=options.epochs, seed=options.seed)
         results["training"] = compare_training(dataset, recipe, reference)
@@ -491,7 +508,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--repeats", type=common.positive(int), default=20, help="default: 20")
     parser.add_argument("--attacks", action="store_true", help="measure Algorithms 1 to 4 too, on a trained network")
-    common.network_arguments(parser)
+    common.network_arguments(parser, default=None)
     parser.add_argument(
         "--images",
         type=common.positive(int),
@@ -499,14 +516,13 @@ if __name__ == "__main__":
         metavar=("N1", "N2", "N3", "N4"),
         help="attacked by Algorithms 1 to 4; default: 256 32 256 16, on a GPU 10000 and 1000 by 1 and 2",
     )
-    parser.add_argument("--limit", type=common.positive(int), default=100, help="moves an image; default: 100")
+    parser.add_argument("--limit", type=common.positive(int), help="moves an image; default: 100")
     parser.add_argument("--scaling", action="store_true", help="measure cost against work too")
     parser.add_argument(
         "--batches",
         type=common.positive(int),
         nargs="+",
         metavar="N",
-        default=[1, 4, 8, 32, 128, 512],
         help="images at a time, of --scaling; default: 1 4 8 32 128 512",
     )
     parser.add_argument(
@@ -514,7 +530,6 @@ if __name__ == "__main__":
         type=common.positive(int),
         nargs="+",
         metavar="N",
-        default=[10, 100, 1000],
         help=f"images attacked, of --scaling (by Algorithm 2 at most {LOSS_DIFFERENCES}); default: 10 100 1000",
     )
     common.ties_argument(parser, default="first")

@@ -5,10 +5,13 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
+from experiments import STARTED
 from minicnn import backend, compiled, cpu, data, training, weights
 from minicnn.compiled import CompilerError
 from minicnn.files import is_stream, remove_abandoned
@@ -46,7 +49,7 @@ USER_ERRORS = (
 
 def note(text):
     """Tell the user what was done otherwise than asked."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {_line(text)}", file=sys.stderr)
 
 
 class _Output:
@@ -81,6 +84,8 @@ def run(main, parser, results=lambda options: f"{experiment_name()}.json", resum
     """
     with contextlib.redirect_stdout(_Output(sys.stdout)) as out, contextlib.redirect_stderr(_Output(sys.stderr)):
         try:
+            _on_ctrl_c(signal.SIG_DFL, signal.default_int_handler)
+            warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy: errors say what numbers cannot be
             options = parser.parse_args()
             options.out = options.out or default_folder(options.dataset)
             standard = options.out / results(options)
@@ -98,6 +103,7 @@ def run(main, parser, results=lambda options: f"{experiment_name()}.json", resum
         except USER_ERRORS as error:
             _exit(2, f"error: {_in_one_line(error)}")
         except KeyboardInterrupt:
+            _on_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
             kept = "; what is computed is kept: the same command goes on from there" if resumes else ""
             _exit(130, f"\nstopped{kept}")
         except SystemExit as stop:  # of --help
@@ -107,6 +113,11 @@ def run(main, parser, results=lambda options: f"{experiment_name()}.json", resum
             _exit(128 + 13)  # as a tool that SIGPIPE ends
         if out.error:
             _exit(1, f"error: standard output: {out.error.strerror}; the results are in their files")
+
+
+def _on_ctrl_c(before, after):
+    if STARTED and signal.getsignal(signal.SIGINT) is before:
+        signal.signal(signal.SIGINT, after)
 
 
 def _exit(code, line=None):
@@ -119,8 +130,12 @@ def _in_one_line(error):
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        return _line(f"{error.filename}: {error.strerror}")
+    return _line(str(error))
+
+
+def _line(text):
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 def _check_machine():
@@ -132,11 +147,15 @@ def _check_machine():
         raise UsageError(str(error)) from None
     if compiled.compile_seconds != before:
         note(f"compiled the C kernels in {compiled.compile_seconds:.1f} s, once on this machine")
-    for library in ("filelock", "matplotlib.figure", "scipy", "statsmodels", "threadpoolctl", "tqdm"):
+    for library in ("filelock", "matplotlib.figure", "scipy", "sklearn", "statsmodels", "threadpoolctl", "tqdm"):
         try:
             importlib.import_module(library)
         except ImportError as error:
             raise UsageError(f"{error}: pip install -e '.[experiments]'") from None
+        except Exception as error:  # of what it reads when it is imported
+            raise UsageError(
+                f"{library} cannot be imported ({error}): mend its settings, in environment variables or a file"
+            ) from None
 
 
 @contextlib.contextmanager

@@ -120,6 +120,16 @@ def seed(text):
     return value
 
 
+def seeds(options):
+    """The seeds from --seed on, as many as --seeds says. Raises UsageError where the last would be none."""
+    last = options.seed + options.seeds - 1
+    try:
+        seed(last)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--seed and --seeds: the last of {options.seeds} seeds {error}") from None
+    return range(options.seed, last + 1)
+
+
 def choice(parser, option, values, default, meaning):
     """Add an option that is one of several values, its default at the end of its help."""
     parser.add_argument(option, choices=list(values), default=default, help=f"{meaning}; default: {default}")

@@ -59,12 +59,12 @@ class Plan:
 def main(options):
     if options.trained:
         common.refuse_training(options, "--trained")
+    seeds = common.seeds(options)
     dataset = common.load_data(options.dataset, options.validation)
     sample = common.sample(dataset, len(dataset.test_labels), options.seed, options.first is not None)
     store, asked = common.Store(options.out / "parts"), options.first or options.images
     counts = image_counts(dataset, asked, options.expensive, options.refreshed)
     plan = Plan(counts, common.setting(options), options.denominator, options.temperature)
-    seeds = range(options.seed, options.seed + options.seeds)
     protocols = [dataclasses.replace(common.protocol(options), seed=seed) for seed in seeds]
     names = PAPER_NETWORKS if options.trained is None else those_there(options.trained, protocols)
 

@@ -546,6 +546,7 @@ def temperatures(text):
 def main(options):
     if options.scheduler and options.workers:
         raise common.UsageError("--workers are processes of this machine: a Dask cluster has those that it has")
+    seeds = common.seeds(options)
     dataset, defaults = common.load_data(options.dataset, options.validation), common.DATASET_DEFAULTS[options.dataset]
     sample = common.chosen_sample(options, dataset, IMAGES[options.dataset])
     results = common.environment(options)
@@ -568,7 +569,6 @@ def main(options):
         threads=1 if options.scheduler else max(1, cores // workers),
         code=code(),
     )
-    seeds = range(options.seed, options.seed + options.seeds)
     store = common.Store(options.out / "parts")
     with executor(options.scheduler, workers) as pool:
         found, failed = sweep(plan, options.temperatures, seeds, store, pool)

@@ -16,13 +16,12 @@ import shlex
 import shutil
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from minicnn.files import cache_folder
+from minicnn.files import cache_folder, partial_name, remove_abandoned
 
 T = TypeVar("T")
 TIMEOUT = 120  # seconds that the compiler has
@@ -68,24 +67,32 @@ def kept(
     and made again. Raises OSError, and RuntimeError where there is no home folder."""
     global compile_seconds
     folder = _private(folder or cache_folder() / "compiled")
+    remove_abandoned(folder)
     digest = hashlib.sha256(b"\0".join(made_from)).hexdigest()
     path = folder / f"{Path(name).stem}-{digest[:32]}{Path(name).suffix}"
     if _is_ours(path):
         with contextlib.suppress(OSError):
             return use(path)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as partial:
-        made = Path(partial) / path.name
+    partial = folder / partial_name(path.name)
+    partial.mkdir()
+    try:
+        made = partial / path.name
         make(made)
         made.chmod(0o700)
         os.replace(made, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     compile_seconds = (compile_seconds or 0) + time.perf_counter() - start
     return use(path)
 
 
 def _compiler() -> list[str]:
-    if given := os.environ.get("CC"):
-        return shlex.split(given)
+    if given := os.environ.get("CC", "").strip():
+        try:
+            return shlex.split(given)
+        except ValueError as error:
+            raise CompilerError(f"CC is {given}, which is no command ({error})") from None
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]

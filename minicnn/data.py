@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.files import cache_folder, read_file, write_atomically
+from minicnn.files import cache_folder, read_file, remove_abandoned, write_atomically
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
+GZIP = b"\x1f\x8b"  # what such a file begins with
 TIMEOUT = 30  # seconds without a byte before a mirror counts as failed
 TOTAL_TIME = 600  # seconds that a mirror has for a file
 
@@ -177,14 +178,17 @@ def _where_to_put():
 
 
 def _gunzip(contents, size):
-    """At most `size` bytes and one more, by which a file that holds too much is known."""
-    decompressor = zlib.decompressobj(wbits=31)
-    try:
-        plain = decompressor.decompress(contents, size + 1)
-    except zlib.error as error:
-        raise DataError(f"is not a sound gzip file ({error})") from error
-    if len(plain) <= size and not decompressor.eof:
-        raise DataError("is truncated")
+    """At most `size` bytes and one more, by which a file that holds too much is known, of all members."""
+    plain = b""
+    while contents.startswith(GZIP) and len(plain) <= size:
+        decompressor = zlib.decompressobj(wbits=31)
+        try:
+            plain += decompressor.decompress(contents, size + 1 - len(plain))
+        except zlib.error as error:
+            raise DataError(f"is not a sound gzip file ({error})") from error
+        if len(plain) <= size and not decompressor.eof:
+            raise DataError("is truncated")
+        contents = decompressor.unused_data
     return plain
 
 
@@ -192,7 +196,7 @@ def _parse(name, contents):
     """The array in an IDX file, gzipped or not, whose header, length and SHA-256 must be those of MNIST."""
     shape, sha256 = MNIST_FILES[name]
     header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)  # 0x08: unsigned bytes
-    if contents.startswith(b"\x1f\x8b"):
+    if contents.startswith(GZIP):
         contents = _gunzip(contents, len(header) + math.prod(shape))
     if not contents.startswith(header):
         found = contents[: len(header)].hex() or "(empty)"
@@ -274,6 +278,7 @@ def _fetch(url, name, progress):
 
 
 def _keep(path, contents):
+    remove_abandoned(path.parent)
     try:
         write_atomically(path, contents)
     except OSError as error:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def write_atomically(path: str | os.PathLike, contents: bytes) -> None:
         mode = os.stat(path).st_mode if os.path.exists(path) else None
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(_partial_name(target.name))
+        partial = target.with_name(partial_name(target.name))
         try:
             with open(partial, "xb") as file:
                 if mode is not None:
@@ -77,7 +78,7 @@ def _opened(path: str | os.PathLike) -> int | str | None:
     return None
 
 
-def _partial_name(name: str) -> str:
+def partial_name(name: str) -> str:
     """Of no other thread, process or machine; a long name is cut, for file systems have a limit."""
     name = name.encode(errors="ignore")[:100].decode(errors="ignore")
     return f".{name}.{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.partial"
@@ -93,7 +94,7 @@ def remove_abandoned(folder: str | os.PathLike) -> None:
         process = partial.name.split(".")[-3]
         if process.isdigit() and not _is_running(int(process)):
             with contextlib.suppress(OSError):
-                partial.unlink()
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
 def _is_running(process: int) -> bool:

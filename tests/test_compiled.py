@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from minicnn import compiled, cpu, kernels_c
+from minicnn.files import partial_name
 
 NEEDS_COMPILER = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: install gcc or clang"
@@ -90,6 +91,31 @@ def test_compiled_without_a_compiler(source, monkeypatch):
     monkeypatch.setenv("CC", "/no/such/compiler")
     with pytest.raises(compiled.CompilerError, match="/no/such/compiler does not run"):
         compiled.load([source])
+
+
+@pytest.mark.parametrize("command", ['"unclosed', "a\\"])
+def test_compiled_by_what_is_no_command(source, monkeypatch, command):
+    monkeypatch.setenv("CC", command)
+    with pytest.raises(compiled.CompilerError, match="CC is .*, which is no command"):
+        compiled.load([source])
+    assert who_convolves(MINICNN_CONV="", CC=command).startswith("numpy: CC is ")
+
+
+@NEEDS_COMPILER
+def test_compiled_without_a_name_of_a_compiler(source, monkeypatch):
+    monkeypatch.setenv("CC", " ")
+    assert compiled.load([source]).answer() == 42
+
+
+@NEEDS_COMPILER
+def test_compiled_after_a_killed_process_leaves_nothing_of_its(source, tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / "cache" / "compiled" / partial_name("small.so").replace(f".{os.getpid()}.", f".{gone.pid}.")
+    left.mkdir(parents=True)
+    (left / "small.so").write_bytes(b"half")
+    assert compiled.load([source]).answer() == 42
+    assert list(left.parent.iterdir()) == kept(tmp_path)
 
 
 @NEEDS_COMPILER

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import os
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from minicnn import data
 from minicnn.data import DataError, load
+from minicnn.files import partial_name
 from tests.test_files import run_and_measure
 
 MNIST = Path(os.environ.get("MINICNN_DATA", ""), "mnist")
@@ -264,6 +266,16 @@ def test_mnist_in_other_spellings(files, folder, cache, arrays):
     assert_loads(arrays)
 
 
+@pytest.mark.parametrize("tail", [b"", b"rubbish"])
+def test_mnist_in_several_members_of_gzip(files, folder, arrays, tail):
+    """As pigz and bgzip write it; what follows them is nobody's."""
+    whole = files.pop(NAME)
+    members = (whole[:100], whole[100:1000], b"", whole[1000:])
+    (folder / f"{NAME}.gz").write_bytes(b"".join(map(gzip.compress, members)) + tail)
+    put(folder, files)
+    assert_loads(arrays)
+
+
 def test_mnist_from_a_data_folder_below_the_home(files, cache, arrays, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MINICNN_DATA", "~/data")
@@ -318,6 +330,12 @@ DAMAGE = {
         lambda raw: b"<html>",
         "is not a sound gzip file, nor an IDX file: it begins with 3c6874",
     ),
+    "truncated second member": (
+        f"{NAME}.gz",
+        lambda raw: gzip.compress(raw[:99]) + gzip.compress(raw[99:])[:-9],
+        "is truncated",
+    ),
+    "a bomb of members": (f"{NAME}.gz", lambda raw: gzip.compress(raw) + 9 * gzip.compress(bytes(10**5)), "holds more"),
     "a gzip bomb": (f"{NAME}.gz", lambda raw: gzip.compress(bytes(10**7)), "has the IDX header 00000000"),
     "a gzip bomb with a header": (
         f"{NAME}.gz",
@@ -447,7 +465,10 @@ def packed(files):
 
 
 def test_download_goes_to_the_second_mirror_and_is_kept(packed, folder, cache, arrays, monkeypatch, capfd):
-    seen = []
+    seen, gone = [], subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    cache.mkdir(parents=True)
+    (cache / partial_name("x.gz").replace(f".{os.getpid()}.", f".{gone.pid}.")).touch()  # of a killed process
     with mirror({}) as first, mirror(packed) as second:
         monkeypatch.setattr(data, "MIRRORS", (first, second))
         load("mnist", validation=4, progress=lambda *call: seen.append(call))

@@ -179,12 +179,15 @@ def test_remove_abandoned_leaves_what_a_running_process_writes(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     names = {
         "gone": f".w.npz.{files._machine()}.{int(gone.stdout)}.abcd1234.partial",
-        "here": files._partial_name("w.npz"),
+        "here": files.partial_name("w.npz"),
         "elsewhere": f".w.npz.another-machine.{int(gone.stdout)}.abcd1234.partial",
         "no process": f".w.npz.{files._machine()}.{10**30}.abcd1234.partial",
         "file": "w.npz",
     }
     for name in names.values():
         (tmp_path / name).write_bytes(b"")
+    folder = tmp_path / names["gone"].replace("w.npz", "w.so")
+    folder.mkdir()
+    (folder / "w.so").touch()
     remove_abandoned(tmp_path)
     assert set(os.listdir(tmp_path)) == set(names.values()) - {names["gone"]}

@@ -207,6 +207,12 @@ def shown(text):
     return found
 
 
+def test_adversarial_samples_beyond_distances(trained, tmp_path):
+    command = ["adversarial_samples", "--networks", trained[0] / f"{TRAINED}.npz", "--first", 20, "--out", tmp_path]
+    assert_mistake([*command, "--maximum", "1e20"], "--maximum 1e+20: 3 nearest neighbours measure distances up to")
+    succeed(*command, "--limit", 784, "--maximum", "1e17")
+
+
 def test_adversarial_samples_of_two_networks_of_one_name(untrained, tmp_path):
     path = untrained / "standard.npz"
     command = ["adversarial_samples", "--networks", path, path, "--out", tmp_path]

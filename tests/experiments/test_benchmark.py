@@ -190,8 +190,19 @@ def test_benchmark_without_torch_is_one_clear_error(tmp_path, monkeypatch):
     assert (code, err) == (2, "error: --against torch needs PyTorch: pip install torch\n")
 
 
+def test_benchmark_says_that_there_are_no_more_images(untrained, tmp_path):
+    command = ("benchmark", "--threads", 1, "--repeats", 1, "--attacks", "--weights", untrained / "standard.npz")
+    code, _, err = run(*command, "--images", 298, 1, 1, 1, "--limit", 1, "--out", tmp_path)
+    assert (code, err) == (0, "note: digits has 297 test images: no more are taken\n")
+
+
 def test_benchmark_says_mistakes_before_it_measures(untrained, tmp_path):
     arguments = ["benchmark", "--images", 1, 1, 1, 1, "--weights", untrained / "standard.npz", "--out", tmp_path]
     assert_mistake(arguments, "add --attacks")
+    for option in (("--limit", 100), ("--network", "standard"), ("--weights", "w.npz"), ("--counts", 5)):
+        assert_mistake(["benchmark", *option, "--out", tmp_path], f"{option[0]}: of the attacks, add --attacks")
+    assert_mistake(["benchmark", "--batches", 5, "--out", tmp_path], "--batches: of the scaling, add --scaling")
+    assert_mistake(["benchmark", "--attacks", "--counts", 5, "--out", tmp_path], "--counts: of the scaling, add --sc")
+    assert_mistake(["benchmark", "--threads", 1025, "--out", tmp_path], "--threads 1025: at most 1024")
     assert_mistake(["benchmark", "--scaling", "--device", "cuda", "--out", tmp_path], "leave out --device cuda")
     assert_mistake(["benchmark", "--attacks", "--weights", tmp_path / "none.npz", "--out", tmp_path], "no such weight")

@@ -100,6 +100,12 @@ def test_file_that_is_started_says_how_to_start_it(tmp_path, experiment):
     assert started.stderr == f"error: start it in {ROOT}: python -m experiments.{experiment}\n"
 
 
+@pytest.mark.parametrize("experiment", ["sweep", "reproduce"])
+def test_seeds_are_checked_before_the_work(tmp_path, experiment):
+    seeds = ("--seed", 2**64 - 1, "--seeds", 2)
+    assert_mistake([experiment, *seeds, "--out", tmp_path], "--seed and --seeds: the last of 2 seeds must be")
+
+
 def test_options_without_influence_and_folders_that_are_files(tmp_path):
     assert_mistake(["train", "--temperature", "5", "--out", tmp_path], "--temperature has no influence on standard")
     without = ("--network", "temperature", "--teacher-dropout", "off")
@@ -464,11 +470,50 @@ with command._alone(Path({str(tmp_path)!r})):
         succeed(experiment, *options.split(), "--out", tmp_path)
 
 
+def test_error_is_one_line_whatever_the_names_of_files_are(untrained, tmp_path):
+    name = "two\nlines\u2028three.npz"
+    assert_mistake(["attack", "--weights", tmp_path / name, "--out", tmp_path], "two lines three.npz: no such weight")
+    (tmp_path / name).write_bytes(b"damaged")
+    (tmp_path / "folder\nname").write_text("a file")
+    assert_mistake(["attack", "--weights", tmp_path / name, "--out", tmp_path], "two lines three.npz: not a readable")
+    assert_mistake(["attack", "--weights", tmp_path / name, "--out", tmp_path / "folder\nname"], "folder name")
+
+
+def test_error_of_numbers_comes_without_warnings(tmp_path):
+    options = (*SMALL["attack"][0].split(), "--algorithm", 2, "--attack-temperature", "1e-45", "--out", tmp_path)
+    process = start("attack", *options)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "library"),
+    [("TQDM_MININTERVAL", "tqdm"), ("SOURCE_DATE_EPOCH", "sklearn"), ("MATPLOTLIBRC", "matplotlib")],
+)
+def test_libraries_that_the_environment_breaks(untrained, tmp_path, variable, library):
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe")
+    value = tmp_path if variable == "MATPLOTLIBRC" else "x"
+    command = ("attack", "--weights", untrained / "standard.npz", "--images", 2, "--limit", 1, "--out", tmp_path)
+    process = start(*command, environment={variable: str(value)})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"error: {library}") and "mend its settings" in err
+
+
+@pytest.mark.parametrize("experiment", ["masking", "attack"])
+def test_commands_without_docstrings(tmp_path, experiment):
+    """As python -OO has them."""
+    options, results = SMALL[experiment]
+    command = [sys.executable, "-OO", "-m", f"experiments.{experiment}", *options.split(), "--out", tmp_path]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "") and (tmp_path / results).exists()
+
+
 def test_what_a_killed_command_left_is_removed_by_the_next(untrained, tmp_path):
     """In the folder, and in those below it."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    name = files._partial_name("x.npz").replace(f".{os.getpid()}.", f".{gone.pid}.")
+    name = files.partial_name("x.npz").replace(f".{os.getpid()}.", f".{gone.pid}.")
     left = [tmp_path / name, tmp_path / "parts" / name, tmp_path / "seed1" / name, tmp_path / "json" / name]
     for path in left:
         path.parent.mkdir(exist_ok=True)

@@ -376,6 +376,14 @@ def test_attack_keeps_what_differs_apart(tmp_path):
         assert len(list(tmp_path.iterdir())) == parts
 
 
+def test_seeds_end_where_seeds_do():
+    chosen = argparse.Namespace(seed=2**64 - 3, seeds=3)
+    assert list(common.seeds(chosen)) == [2**64 - 3, 2**64 - 2, 2**64 - 1]
+    chosen.seeds = 4
+    with pytest.raises(common.UsageError, match="--seed and --seeds: the last of 4 seeds must be 0 to 2.64 - 1, got"):
+        common.seeds(chosen)
+
+
 def test_not_negative_arguments():
     assert common.not_negative("0") == 0
     with pytest.raises(argparse.ArgumentTypeError, match="at least 0, got -1"):

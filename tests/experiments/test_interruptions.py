@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +134,30 @@ def test_attack_stopped_in_its_middle_keeps_what_is_computed(untrained, tmp_path
     succeed(*command, "--out", tmp_path / "stopped")
     assert {path: path.stat().st_mtime_ns for path in kept} == written
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc, which Linux has")
+def test_command_stopped_while_it_is_imported_ends_without_a_traceback(tmp_path):
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("attack", "--out", tmp_path, **default)
+    while "_multiarray_umath" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "") and process.returncode == -signal.SIGINT
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_command_stopped_three_times_ends_without_a_traceback(tmp_path):
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("train", "--out", tmp_path, **default)
+    while not list(tmp_path.glob("*.checkpoint.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    for _ in range(300):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in err
 
 
 @pytest.mark.parametrize("experiment", ["attack", "proof1", "benchmark"])
