@@ -208,5 +208,5 @@ def test_author_networks_are_kept_in_runs_where_there_is_no_home(monkeypatch):
     def nobody():
         raise RuntimeError
 
-    monkeypatch.setattr(author_networks, "cache_folder", nobody)
+    monkeypatch.setattr(author_networks.files, "cache_folder", nobody)
     assert author_networks.made_folder().parts == ("runs", "author_networks")
