@@ -58,9 +58,10 @@ typedef struct {
 // has different places in the cache.
 static long NAME(pitch)(long count, long bytes) { return ((count * bytes / 64 + 1) | 1) * 64 / bytes; }
 
-// How many images of `numbers` numbers each are at work together.
-static long NAME(together)(long numbers) {
-    return larger(BLOCK, smaller(MOST, CACHE / (numbers * (long)sizeof(REAL)) / BLOCK * BLOCK));
+// How many of `count` images of `numbers` numbers each are at work together.
+static long NAME(together)(long numbers, long count) {
+    const long fit = CACHE / (numbers * (long)sizeof(REAL)) / BLOCK * BLOCK;
+    return smaller(larger(1, count), larger(BLOCK, smaller(MOST, fit)));
 }
 
 // Which of at most 64 numbers are not 0, a bit for each.
@@ -108,7 +109,8 @@ int NAME(input_grad)(const Sizes *s, const REAL *g, const REAL *packed, REAL *gx
                      long first_image, long last_image) {
     const long depth = (s->C + LANES - 1) / LANES * LANES, columns = larger(s->Q + 2, s->W + s->left);
     const long line = columns * depth, image = NAME(pitch)(3 * line, sizeof(REAL));
-    const long most = NAME(together)(image), longest = NAME(pitch)(s->Q * s->O, sizeof(Entry));
+    const long most = NAME(together)(image, last_image - first_image);
+    const long longest = NAME(pitch)(s->Q * s->O, sizeof(Entry));
     REAL *const at_work = calloc(most * image, sizeof(REAL));  // row r of gx in place (r + top) % 3
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->Q + 1) * MOST * sizeof(Entry *));
@@ -178,7 +180,8 @@ int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL 
                              long first_image, long last_image) {
     const long depth = (s->C + LANES - 1) / LANES * LANES, line = (s->Q + 2) * depth;
     const long image = NAME(pitch)((ROWS + 2) * line, sizeof(REAL));
-    const long most = NAME(together)(image), longest = NAME(pitch)(s->O * ROWS * s->Q, sizeof(Entry));
+    const long most = NAME(together)(image, last_image - first_image);
+    const long longest = NAME(pitch)(s->O * ROWS * s->Q, sizeof(Entry));
     REAL *const at_work = calloc(most * image, sizeof(REAL));
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->O + 1) * MOST * sizeof(Entry *));
