@@ -131,7 +131,8 @@ void NAME(max_pool2d_moved)(const Moved *s, const long *image, const long *origi
                         const REAL *const more = changed ? d + ((m * s->edge + in) * s->edge + across) * s->C : from;
                         for (long c = 0; c < s->C; ++c) {
                             const REAL f = relu && from[c] <= 0 ? 0 : from[c], after = changed ? f + more[c] : f;
-                            change[c] = (i || j) && !(after > change[c] || after != after) ? change[c] : after;
+                            const int larger = (after > change[c]) | (after != after);
+                            change[c] = (i || j) & !larger ? change[c] : after;
                         }
                     }
                 for (long c = 0; c < s->C; ++c) {
