@@ -79,15 +79,12 @@ def change_at_random(images, counts, maximum, rng):
 
 
 class Classifier:
-    """The nearest neighbours in a Dataset's training set; answers are kept in the store. Raises UsageError without
-    scikit-learn."""
+    """The nearest neighbours in a Dataset's training set; answers are kept in the store. Raises UsageError where
+    scikit-learn cannot be imported."""
 
     def __init__(self, dataset, store):
-        try:
-            from sklearn.neighbors import KNeighborsClassifier
-        except ImportError as error:
-            raise common.UsageError(f"{error}: pip install -e '.[experiments]'") from None
-        self.model = KNeighborsClassifier(NEIGHBOURS, weights="distance", algorithm="brute")
+        neighbours = common.require("sklearn.neighbors")
+        self.model = neighbours.KNeighborsClassifier(NEIGHBOURS, weights="distance", algorithm="brute")
         self.model.fit(rows_of_pixels(dataset.train_images), dataset.train_labels)
         self.key = {"classifier": str(self.model), "fit": common.digest(dataset.train_images, dataset.train_labels)}
         self.store = store

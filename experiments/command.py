@@ -147,15 +147,20 @@ def _check_machine():
         raise UsageError(str(error)) from None
     if compiled.compile_seconds != before:
         note(f"compiled the C kernels in {compiled.compile_seconds:.1f} s, once on this machine")
-    for library in ("filelock", "matplotlib.figure", "scipy", "sklearn", "statsmodels", "threadpoolctl", "tqdm"):
-        try:
-            importlib.import_module(library)
-        except ImportError as error:
-            raise UsageError(f"{error}: pip install -e '.[experiments]'") from None
-        except Exception as error:  # of what it reads when it is imported
-            raise UsageError(
-                f"{library} cannot be imported ({error}): mend its settings, in environment variables or a file"
-            ) from None
+    for library in ("filelock", "matplotlib.figure", "scipy", "statsmodels", "threadpoolctl", "tqdm"):
+        require(library)
+
+
+def require(library):
+    """The module, imported. Raises UsageError where it is missing, or what it reads when it is imported is broken."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise UsageError(f"{error}: pip install -e '.[experiments]'") from None
+    except Exception as error:
+        raise UsageError(
+            f"{library} cannot be imported ({error}): mend its settings, in environment variables or a file"
+        ) from None
 
 
 @contextlib.contextmanager

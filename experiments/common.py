@@ -30,6 +30,7 @@ import minicnn
 from experiments.command import USER_ERRORS as USER_ERRORS
 from experiments.command import Parser, UsageError, default_folder, experiment_name, note
 from experiments.command import beside as beside
+from experiments.command import require as require
 from experiments.command import run as run
 from minicnn import backend, cpu, data, training, weights
 from minicnn.compiled import kernel_folder
@@ -281,6 +282,8 @@ class Progress:
 
 def load_data(name, validation=None):
     """The data set, its download shown. validation: as for data.load."""
+    if name == "digits":
+        require("sklearn.datasets")  # which data.load imports; no other data set waits for it
     bars = {}
 
     def progress(file, received, total):

@@ -29,6 +29,10 @@ enum { AHEAD = 3 };  // columns of g that are asked of memory early
 
 const long vector_bytes = VECTOR_BYTES;
 
+// `count` numbers of some bytes filled up to an odd number of cache lines: what lies at such a distance from each other
+// has different places in the cache.
+INLINE long pitch(long count, long bytes) { return ((count * bytes / 64 + 1) | 1) * 64 / bytes; }
+
 #define REAL float
 #include "conv3x3_grads.c"
 #undef REAL
@@ -53,10 +57,6 @@ typedef struct {
 typedef struct {
     Vector of[TAPS];
 } Sums;
-
-// `count` numbers of some bytes filled up to an odd number of cache lines: what lies at such a distance from each other
-// has different places in the cache.
-static long NAME(pitch)(long count, long bytes) { return ((count * bytes / 64 + 1) | 1) * 64 / bytes; }
 
 // How many of `count` images of `numbers` numbers each are at work together.
 static long NAME(together)(long numbers, long count) {
@@ -108,9 +108,9 @@ INLINE void NAME(add)(Sums sums, REAL *const rows[3], long at, long column) {
 int NAME(input_grad)(const Sizes *s, const REAL *g, const REAL *packed, REAL *gx, long first, long last,
                      long first_image, long last_image) {
     const long depth = (s->C + LANES - 1) / LANES * LANES, columns = larger(s->Q + 2, s->W + s->left);
-    const long line = columns * depth, image = NAME(pitch)(3 * line, sizeof(REAL));
+    const long line = columns * depth, image = pitch(3 * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
-    const long longest = NAME(pitch)(s->Q * s->O, sizeof(Entry));
+    const long longest = pitch(s->Q * s->O, sizeof(Entry));
     REAL *const at_work = calloc(most * image, sizeof(REAL));  // row r of gx in place (r + top) % 3
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->Q + 1) * MOST * sizeof(Entry *));
@@ -179,9 +179,9 @@ static int NAME(turn_row)(const Sizes *s, const REAL *x, long r, long n, long im
 int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL *gw, long first, long last,
                              long first_image, long last_image) {
     const long depth = (s->C + LANES - 1) / LANES * LANES, line = (s->Q + 2) * depth;
-    const long image = NAME(pitch)((ROWS + 2) * line, sizeof(REAL));
+    const long image = pitch((ROWS + 2) * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
-    const long longest = NAME(pitch)(s->O * ROWS * s->Q, sizeof(Entry));
+    const long longest = pitch(s->O * ROWS * s->Q, sizeof(Entry));
     REAL *const at_work = calloc(most * image, sizeof(REAL));
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->O + 1) * MOST * sizeof(Entry *));

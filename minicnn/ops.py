@@ -43,11 +43,15 @@ def as_number(name: str, value: Any) -> float:
         raise ValueError(f"{name} must be a number that fits into a float") from None
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def as_integer(name: str, value: Any) -> int:
     """An integer, of Python's, of NumPy's, or in an array of one, as an int. Raises ValueError for anything else,
     True and False too."""
     number = _alone(value)
-    if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
+    if not _is_integer(number):
         raise ValueError(f"{name} must be an integer, got {value!r}")
     return int(number)
 
@@ -79,7 +83,7 @@ def check_temperature(T: Any, dtype: Any = np.float64) -> float:
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """The value as an int. Raises ValueError unless it is an integer of at least `least`."""
     count = _alone(value)
-    if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < least:
+    if not _is_integer(count) or count < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     return int(count)
 
