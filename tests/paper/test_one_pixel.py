@@ -341,10 +341,8 @@ CANCELLED = (
 )
 
 
-@pytest.mark.parametrize("black", [False, True], ids=["noise", "black"])
-@pytest.mark.parametrize("change", CANCELLED, ids=lambda change: change.__name__)
-def test_moved_in_part_decides_as_whole_passes_where_large_numbers_cancel(change, black):
-    """The logits are small, what they are made of is not, and its roundings decide."""
+def cancelling(change):
+    """A network in which a change makes large numbers that later layers take away again."""
     shared = {"rng": np.random.default_rng(6)}
     layers = {
         "conv1": Conv2D(1, 4, 3, **shared),
@@ -355,12 +353,33 @@ def test_moved_in_part_decides_as_whole_passes_where_large_numbers_cancel(change
     change(*layers.values())
     network = Sequential(conv1=layers["conv1"], conv2=layers["conv2"], pool=MaxPool2D(1), flatten=Flatten())
     network.layers |= {"dropout": Dropout(0.5), "dense1": layers["dense1"], "dense2": layers["dense2"]}
-    images = noise(40, 1, 8, 8).astype(np.float32) * (not black)
+    return network
+
+
+@pytest.mark.parametrize("black", [False, True], ids=["noise", "black"])
+@pytest.mark.parametrize("change", CANCELLED, ids=lambda change: change.__name__)
+def test_moved_in_part_decides_as_whole_passes_where_large_numbers_cancel(change, black):
+    """The logits are small, what they are made of is not, and its roundings decide."""
+    network, images = cancelling(change), noise(40, 1, 8, 8).astype(np.float32) * (not black)
     part, whole = ChangedInPart(network, images), images.copy()
     for chosen, pixels, values in moved_at_random(images, 25):
         whole.reshape(len(whole), -1)[chosen, pixels] = values
         found = part.decisions_after(chosen, pixels, values)
         assert np.array_equal(found, predict(network, whole[chosen]).argmax(axis=1))
+
+
+@pytest.mark.parametrize("change", CANCELLED[:3], ids=lambda change: change.__name__)
+def test_moved_in_part_asks_a_whole_pass_where_a_large_bias_cancels(monkeypatch, change):
+    """Of every layer: in the last ones roundings so seldom differ that decisions alone would not show it."""
+    asked = []
+    monkeypatch.setattr(
+        one_pixel, "predict", lambda network, images, **k: asked.append(len(images)) or predict(network, images)
+    )
+    images = noise(40, 1, 8, 8).astype(np.float32)
+    part = ChangedInPart(cancelling(change), images)
+    for chosen, pixels, values in moved_at_random(images, 3):
+        part.decisions_after(chosen, pixels, values)
+        assert asked.pop() == len(chosen) and not asked
 
 
 def test_moved_in_part_decides_as_whole_passes_where_numbers_have_grown():
