@@ -428,12 +428,10 @@ def test_conv2d_moved_into_a_max_pool_loses_no_nan(road, place, keep):
     assert z[0, 0, 0, 0] == 6 and np.isnan(z[0, 0, 0, 1]) == keep
 
 
-def test_kernels_take_no_array_for_a_number(road):
+@NEEDS_COMPILER
+def test_kernels_take_no_array_for_a_number():
     """An address is an integer too."""
-    if road == "numpy":
-        pytest.skip("nothing there is passed by address")
-    x, half = np.ones(3, np.float32), np.array(0.5)
-    kernels = cpu._kernels()[0]
+    x, half, kernels = np.ones(3, np.float32), np.array(0.5), kernels_c.CKernels()
     kernels.nesterov(x, x.copy(), x.copy(), half, half, half)
     assert np.isfinite(x).all() and np.abs(x).max() < 10
     with pytest.raises(ctypes.ArgumentError):
