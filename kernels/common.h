@@ -24,5 +24,7 @@ typedef struct {
     long H, C, W, N, O, P, Q, kh, kw, top, left;
 } Sizes;
 
+enum { RUN = 32 };  // channels of a convolution that are added up by themselves
+
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 INLINE long larger(long a, long b) { return a > b ? a : b; }

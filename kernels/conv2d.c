@@ -9,7 +9,7 @@
 // kh-1-top rows of zeros, so one function does both.
 //
 // Why this layout: one row of outputs is a problem in one dimension, of length Q N, in which tap j reads the input row
-// at a shift of j N. All loads are of neighbours, whatever N is. (Gradients of 3x3 filters: conv3x3_grads.c.)
+// at a shift of j N. All loads are of neighbours, whatever N is. (Where most of x is 0: conv3x3_sparse.c.)
 //
 // correlate: FILTERS filters x VECTORS vectors of outputs stay in registers while i, c, j run: a step loads VECTORS
 //   vectors of x and FILTERS numbers of w for FILTERS * VECTORS multiply-adds. The filters are packed in the order in
@@ -39,7 +39,6 @@ enum { FILTERS = 8, VECTORS = 3, PAIRS = 12 };
 enum { FILTERS = 4, VECTORS = 3, PAIRS = 6 };
 #endif
 enum { CHUNK = 128 };  // pixels of 2 vectors of filters, which then stay in the first cache
-enum { RUN = 32 };     // channels that are added up by themselves
 
 // How many filters there are with those that pack adds.
 long padded_filters(long filters) { return (filters + FILTERS - 1) / FILTERS * FILTERS; }
@@ -108,32 +107,37 @@ static const REAL *NAME(row)(const Sizes *s, Rows *rows, long r) {
     return slot;
 }
 
-// sums[f][v] = sum over the given rows, C channels and taps j0 <= j < j1; RUN channels at a time are added up by
-// themselves, which rounds less than one long sum. filters and vectors are constants where it is called.
+// sums[f][v] = sum over the given rows, C channels and taps j0 <= j < j1; what RUN channels and `width` taps of a row
+// give is added up by itself, which rounds less than one long sum. filters and vectors are constants where it is called.
 INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, const REAL *const *rows, long row_count,
-                        long pitch, long j0, long j1, const REAL *w, Vector sums[FILTERS][VECTORS]) {
+                        long pitch, long j0, long j1, long width, const REAL *w, Vector sums[FILTERS][VECTORS]) {
     UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] = (Vector){0};
-    for (long i = 0; i < row_count; ++i)
-        for (long first = 0; first < s->C; first += RUN) {
-            Vector acc[FILTERS][VECTORS];
-            UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] = (Vector){0};
-            for (long c = first; c < smaller(s->C, first + RUN); ++c, w += s->kw * FILTERS)
-                for (long j = j0; j < j1; ++j) {
-                    const REAL *const in = rows[i] + c * pitch + j * s->N, *const tap = w + j * FILTERS;
-                    Vector x[VECTORS];
-                    UNROLL for (int v = 0; v < vectors; ++v) x[v] = *(const Vector *)(in + v * LANES);
-                    UNROLL for (int f = 0; f < filters; ++f)
-                        UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] += tap[f] * x[v];
-                }
-            UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] += acc[f][v];
-        }
+    for (long i = 0; i < row_count; ++i, w += s->C * s->kw * FILTERS)
+        for (long c0 = 0; c0 < s->C; c0 += RUN)
+            for (long j = j0; j < j1; j += width) {
+                Vector acc[FILTERS][VECTORS];
+                UNROLL for (int f = 0; f < filters; ++f)
+                    UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] = (Vector){0};
+                for (long c = c0; c < smaller(s->C, c0 + RUN); ++c)
+                    for (long k = j; k < smaller(j1, j + width); ++k) {
+                        const REAL *const in = rows[i] + c * pitch + k * s->N, *const tap = w + (c * s->kw + k) * FILTERS;
+                        Vector x[VECTORS];
+                        UNROLL for (int v = 0; v < vectors; ++v) x[v] = *(const Vector *)(in + v * LANES);
+                        UNROLL for (int f = 0; f < filters; ++f)
+                            UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] += tap[f] * x[v];
+                    }
+                UNROLL for (int f = 0; f < filters; ++f)
+                    UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] += acc[f][v];
+            }
 }
 
-// Output rows first <= p < last of y, from packed filters; bias may be NULL. Returns 0, or -1 where there is no memory.
-int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu, REAL *y, long first,
-                    long last) {
-    const long length = s->Q * s->N, w_row = s->C * s->kw * FILTERS;
-    const long vectors = smaller(VECTORS, (length + LANES - 1) / LANES), step = vectors * LANES;
+// Output rows first <= p < last of y, from packed filters; bias may be NULL. by_tap: every tap is added up by itself, as
+// conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1 where there is no memory.
+int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu, int by_tap,
+                    REAL *y, long first, long last) {
+    const long width = by_tap ? 1 : s->kw, length = s->Q * s->N, w_row = s->C * s->kw * FILTERS;
+    const long blocks = larger(1, (length + VECTORS * LANES - 1) / (VECTORS * LANES));  // as few, and as equal, as can be
+    const long vectors = larger(1, (length + blocks * LANES - 1) / (blocks * LANES)), step = vectors * LANES;
     Rows rows;
     if (NAME(open_rows)(s, x, step > length, &rows)) return -1;
     const REAL *lines[s->kh + 1];
@@ -151,7 +155,7 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REA
                 const long remain = s->O - o, filters = remain > FILTERS / 2 ? FILTERS : remain > 1 ? FILTERS / 2 : 1;
                 Vector sums[FILTERS][VECTORS];
 #define CASE(f, v) \
-    case 4 * (f) + (v): NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, w, sums); break;
+    case 4 * (f) + (v): NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, width, w, sums); break;
                 switch (4 * filters + vectors) {
                     CASE(FILTERS, 3) CASE(FILTERS, 2) CASE(FILTERS, 1)
                     CASE(FILTERS / 2, 3) CASE(FILTERS / 2, 2) CASE(FILTERS / 2, 1)

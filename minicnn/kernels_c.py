@@ -18,16 +18,19 @@ from minicnn.threads import MULTIPLY_ADDS, chunks, in_parallel, over_rows, worke
 Array = np.ndarray
 Size = tuple[int, ...]  # rows, columns
 
-SOURCES = ("conv2d.c", "conv3x3_grads.c", "relu.c", "max_pool2d.c", "moved.c", "dropout.c", "nesterov.c")
+SOURCES = ("conv2d.c", "conv3x3_sparse.c", "relu.c", "max_pool2d.c", "moved.c", "dropout.c", "nesterov.c")
 
-BLOCK = 16  # images that conv3x3_grads.c takes at once, or more
+BLOCK = 16  # images that conv3x3_sparse.c takes at once, or more
+MANY_CHANNELS = 16  # a 3x3 filter of as many is added up tap by tap, so that conv3x3_sparse.c may do it
+DENSE = 0.45  # the share of numbers that are not 0 above which it takes longer to leave out the others
+CACHE_LINE = 64  # bytes
 
 # The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the
 # REAL in use. They return nothing; those with "status" in front return whether they had no memory.
 FUNCTIONS = {
     "pack": "sizes array array array",
-    "correlate": "status sizes array array array int array long long",
-    "input_grad": "status sizes array array array long long long long",
+    "correlate": "status sizes array array array int int array long long",
+    "sparse_correlate": "status sizes array array array int array long long long long",
     "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
     "relu_grad": "array array array long",
@@ -99,9 +102,13 @@ class CKernels:
         filters, channels, *kernel = w.shape
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
         beside = any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1
-        if beside and not np.isfinite(w).all():  # times the zeros beside the images, which C leaves out, they are NaN
+        by_tap = tuple(kernel) == (3, 3) and channels >= MANY_CHANNELS
+        finite = not (beside or by_tap) or bool(np.isfinite(w).all())
+        if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
             return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
+        if finite and by_tap and x.shape[3] >= BLOCK and self._vectors(filters, x.dtype)[0] and _is_sparse(x):
+            return self._sparse_correlate(sizes, x, w, y, bias, relu)
         packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
             w = np.ascontiguousarray(w)
@@ -109,40 +116,40 @@ class CKernels:
         self._call("pack", x.dtype, sizes, w, strides, packed)
 
         def rows(first, last):
-            self._call("correlate", x.dtype, sizes, x, packed, bias, relu, y, first, last)
+            self._call("correlate", x.dtype, sizes, x, packed, bias, relu, by_tap, y, first, last)
 
         over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
         return y
 
-    def input_grad(self, g: Array, w: Array, gx: Array, offset: Size) -> Array:
-        if not np.isfinite(w).all():  # times 0 that is NaN, and C leaves out what is times 0
-            return kernels_numpy.input_grad(g, w, gx, offset)
-        (filters, channels, *kernel), (height, _, _, images) = w.shape, gx.shape
-        vectors, lanes = self._channel_vectors(channels, kernel, g.dtype)
-        if not vectors:
-            return self.correlate(g, *kernels_numpy.flipped(w, offset), gx)
-        packed = np.zeros((vectors * lanes, filters, 9), g.dtype)
-        packed[:channels] = w.transpose(1, 0, 2, 3).reshape(channels, filters, 9)
-        packed = np.ascontiguousarray(packed.reshape(vectors, lanes, filters, 9).transpose(0, 2, 3, 1))
-        sizes = Sizes(*gx.shape, *_output(g), *kernel, *offset)
+    def _sparse_correlate(self, sizes: Sizes, x: Array, w: Array, y: Array, bias: Array | None, relu: bool) -> Array:
+        (filters, channels, *kernel), images = w.shape, x.shape[3]
+        vectors, lanes = self._vectors(filters, x.dtype)
+        by_tap = np.zeros((vectors * lanes, channels, 9), x.dtype)
+        by_tap[:filters] = w[:, :, ::-1, ::-1].reshape(filters, channels, 9)
+        packed = _on_cache_lines((vectors, channels, 9, lanes), x.dtype)
+        packed[...] = by_tap.reshape(vectors, lanes, channels, 9).transpose(0, 2, 3, 1)
 
-        def part(first_row, last_row, first_image, last_image):
-            self._call("input_grad", g.dtype, sizes, g, packed, gx, first_row, last_row, first_image, last_image)
+        def part(*ends):  # first and last row, first and last image
+            self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, y, *ends)
 
         if images < BLOCK * workers():
-            work = gx.size * filters * 9 // MULTIPLY_ADDS
-            over_rows(lambda first, last: part(first, last, 0, images), gx, work)
+            over_rows(lambda first, last: part(first, last, 0, images), y, y.size * channels * 9 // MULTIPLY_ADDS)
         else:  # the fewer parts the longer the lines in which memory is read; the bits are the same for any
             shares = chunks(images, math.ceil(images / workers()))
-            in_parallel(lambda share: part(0, height, share.start, min(share.stop, images)), shares)
-        return gx
+            in_parallel(lambda share: part(0, len(y), share.start, min(share.stop, images)), shares)
+        return y
 
-    def _channel_vectors(self, channels: int, kernel: Sequence[int], dtype: np.dtype) -> tuple[int, int]:
-        """How many vectors of channels there are in conv3x3_grads.c, and the channels of each; none where it is not for
-        such filters, or most of the channels that it computes would be none of theirs."""
+    def input_grad(self, g: Array, w: Array, gx: Array, offset: Size) -> Array:
+        if not np.isfinite(w).all():  # times 0 that is NaN, and there are no zeros beside g
+            return kernels_numpy.input_grad(g, w, gx, offset)
+        return self.correlate(g, *kernels_numpy.flipped(w, offset), gx)
+
+    def _vectors(self, channels: int, dtype: np.dtype) -> tuple[int, int]:
+        """How many vectors of channels there are in conv3x3_sparse.c, and the channels of each; none where most of the
+        channels that it computes would be none of theirs."""
         lanes = self._vector_bytes // dtype.itemsize
         vectors = math.ceil(channels / lanes)
-        return vectors if tuple(kernel) == (3, 3) and vectors * lanes <= 2 * channels else 0, lanes
+        return vectors if vectors * lanes <= 2 * channels else 0, lanes
 
     def product(self, x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
         y = np.empty((w.shape[1], x.shape[1]), x.dtype)
@@ -157,8 +164,8 @@ class CKernels:
     def weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
         channels, (height, filters, _, images) = x.shape[1], g.shape
         sizes, work = Sizes(*x.shape, *_output(g), *kernel, *offset), g.size * channels * math.prod(kernel)
-        vectors, lanes = self._channel_vectors(channels, kernel, x.dtype)
-        if not vectors:
+        vectors, lanes = self._vectors(channels, x.dtype)
+        if not vectors or tuple(kernel) != (3, 3):
 
             def rows(first, last):
                 part = np.empty((kernel[0], channels, kernel[1], filters), x.dtype)
@@ -168,7 +175,7 @@ class CKernels:
             return functools.reduce(np.add, over_rows(rows, g, work // MULTIPLY_ADDS))
 
         def part(first_row, last_row, first_image, last_image):
-            packed = np.empty((vectors, filters, 3, 3, lanes), x.dtype)
+            packed = _on_cache_lines((vectors, filters, 3, 3, lanes), x.dtype)
             ends = first_row, last_row, first_image, last_image
             self._call("sparse_weight_grad", x.dtype, sizes, x, g, packed, *ends)
             return packed
@@ -270,3 +277,17 @@ class CKernels:
 def _output(y: Array) -> tuple[int, int, int]:
     """O, P, Q of Sizes."""
     return y.shape[1], y.shape[0], y.shape[2]
+
+
+def _is_sparse(x: Array) -> bool:
+    """Whether much of x (H, C, W, N) is 0, as some of its lines have it."""
+    some = x[::3, ::8, ::3]
+    return np.count_nonzero(some) < DENSE * some.size
+
+
+def _on_cache_lines(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """As numpy.empty, where vectors begin at cache lines and none lies across two."""
+    count = math.prod(shape) * dtype.itemsize
+    memory = np.empty(count + CACHE_LINE, np.uint8)
+    first = -memory.ctypes.data % CACHE_LINE
+    return memory[first : first + count].view(dtype).reshape(shape)

@@ -194,6 +194,11 @@ class Conv2D(Layer):
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.conv2d(x, self.W, self.b, padding=self.padding, relu=self.relu)
 
+    def pooled(self, x: Tensor, pool: MaxPool2D) -> Tensor:
+        """pool(self(x)), as one operation."""
+        settings: dict[str, Any] = {"padding": self.padding, "relu": self.relu, "size": pool.size, "ties": pool.ties}
+        return ops.conv2d_max_pool2d(x, self.W, self.b, **settings)
+
 
 class Dense(Layer):
     """Fully connected: x W + b, W (inputs, units). Raises ValueError for a number of them that is no integer above
@@ -259,9 +264,16 @@ class Sequential(Layer):
         return self.layers | own
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
-        for name, layer in self.layers.items():
+        layers = collections.deque(self.layers.items())
+        while layers:
+            name, layer = layers.popleft()
             try:
-                x = layer(x, masks)
+                if type(layer) is Conv2D and layers and type(layers[0][1]) is MaxPool2D:
+                    pool_name, pool = layers.popleft()
+                    name = f"{name}, {pool_name}"
+                    x = layer.pooled(x, pool)
+                else:
+                    x = layer(x, masks)
             except ValueError as error:
                 if type(error) is not ValueError:
                     raise

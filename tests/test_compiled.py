@@ -185,7 +185,7 @@ SHAPES = [
     (0, 2, 5, 5, 3, (3, 3), (0, 0)),
     (2, 0, 5, 5, 3, (3, 3), (1, 1)),
     (2, 3, 5, 5, 0, (3, 3), (1, 1)),
-    # channels for vectors of conv3x3_grads.c, fewer and more images than it takes at once, too large for its cache
+    # channels for vectors of conv3x3_sparse.c, fewer and more images than it takes at once, too large for its cache
     (16, 8, 3, 3, 1, (3, 3), (0, 0)),
     (131, 12, 8, 7, 33, (3, 3), (0, 0)),
     (17, 23, 5, 10, 40, (3, 3), (1, 1)),
@@ -222,6 +222,33 @@ def test_conv2d_on_both_roads(road, shape, dtype):
     gw = cpu.conv2d_weight_grad(x, g, kernel, offset)
     exact_gw = naive(x.transpose(1, 0, 2, 3), g.transpose(1, 0, 2, 3), np.zeros(filters), kernel, offset)
     np.testing.assert_allclose(gw, exact_gw.transpose(1, 0, 2, 3), atol=tolerance * 100)
+
+
+@pytest.mark.parametrize("road", ["compiled"], indirect=True)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("density", [0, 0.1, 0.5, 1])
+def test_conv2d_has_the_same_bits_whether_zeros_are_left_out(road, density, dtype, monkeypatch):
+    """So which is done may hang on how many there are, and on the images beside."""
+    rng, largest, launched = np.random.default_rng(0), np.finfo(dtype).max, []
+    call = kernels_c.CKernels._call
+    monkeypatch.setattr(kernels_c.CKernels, "_call", lambda *given: (launched.append(given[1]), call(*given)))
+    for _ in range(12):
+        images, channels, filters, rows, columns = rng.integers([16, 16, 8, 1, 1], [150, 80, 70, 10, 10]).tolist()
+        top, left, below, right = rng.integers(0, 3, 4).tolist()
+        size_out = max(1, rows + top + below - 2), max(1, columns + left + right - 2)
+        x = rng.standard_normal((images, channels, rows, columns)) * (
+            rng.random((images, channels, rows, columns)) < density
+        )
+        x = x.astype(dtype)
+        x.flat[rng.integers(x.size, size=5)] = np.nan, np.inf, -0.0, np.finfo(dtype).smallest_subnormal, largest
+        w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((filters, channels, 3, 3), (filters,)))
+        found = []
+        for dense, expected in ((0, "correlate"), (2, "sparse_correlate")):
+            monkeypatch.setattr(kernels_c, "DENSE", dense)
+            found.append(cpu.conv2d(x, w, b, size_out, (top, left), False))
+            assert launched[-1] == expected
+        np.testing.assert_array_equal(*found)
+        assert np.array_equal(*map(np.signbit, found)) or np.isnan(found[0]).any()
 
 
 @pytest.mark.parametrize("images", [1, 5, 16, 50, 128])

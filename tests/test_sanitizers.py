@@ -152,10 +152,10 @@ C_DEFECTS = {
         "conv2d.c", "zeros[CHUNK]", "zeros[CHUNK / 4]", "address", "AddressSanitizer: global-buffer-overflow"
     ),
     "lists for fewer entries": Defect(
-        "conv3x3_grads.c", "most * longest * sizeof(Entry)", "most * longest * sizeof(REAL)", "address", OVERFLOW
+        "conv3x3_sparse.c", "most * longest * sizeof(Entry)", "most * longest * sizeof(REAL)", "address", OVERFLOW
     ),
-    "a row of x below the image": Defect("conv3x3_grads.c", "r >= s->H", "r > s->H", "address", OVERFLOW),
-    "images of the next thread": Defect("conv3x3_grads.c", "smaller(most, last_image - n)", "most", "thread", RACE),
+    "a row of x below the image": Defect("conv3x3_sparse.c", "r >= s->H", "r > s->H", "address", OVERFLOW),
+    "images of the next thread": Defect("conv3x3_sparse.c", "smaller(most, last_image - n)", "most", "thread", RACE),
     "a block beyond the windows": Defect(
         "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW
     ),

@@ -1,18 +1,20 @@
-// Gradients of a 3x3 convolution with stride 1 that leave out what is 0 in g:
+// A 3x3 convolution with stride 1 and its gradients that leave out what is 0 in their input:
 //
-//   input gradient  gx[r,c,s,n] = sum_{i,j} sum_o w[o,c,i,j] g[r-i+top,o,s-j+left,n]
+//   forward         y[p,o,q,n]  = b[o] + sum_{i,c,j} w[o,c,i,j] x[p+i-top,c,q+j-left,n], then max(., 0) if asked
 //   weight gradient gw[o,c,i,j] = sum_{p,q,n} g[p,o,q,n] x[p+i-top,c,q+j-left,n]
 //
-// Arrays lie as in conv2d.c: x, gx (H,C,W,N), g (P,O,Q,N); x and g are zero outside. Of what a 2x2 max-pool passes back
-// one entry in four is not 0, of what a ReLU does about half. Which ones differs from image to image, so vectors cannot
-// run along the images, as they do in conv2d.c: they run along the channels c. w and gw are packed for it, as
-// [C / LANES][O][TAPS][LANES], the channels beyond C zero.
+// and the input gradient is forward over g, as in conv2d.c. Arrays lie as there: x (H,C,W,N), y, g (P,O,Q,N); x and g
+// are zero outside. Of what a 2x2 max-pool passes back one number in four is not 0, of what a ReLU gives or passes back
+// about half, beside a dark background less. Which ones differs from image to image, so vectors cannot run along the
+// images, as they do in conv2d.c: they run along the output channels o, in the weight gradient along c. w and gw are
+// packed for it, as [O / LANES][C][TAPS][LANES] and [C / LANES][O][TAPS][LANES], the channels that fill up zero.
 //
 // What is not 0 is listed, image by image. For 3x3 taps x LANES channels the sums of a list stay in registers: a step
-// loads 9 vectors for 9 multiply-adds. Its lists: of the input gradient, all o of one place (p, q), whose sums are then
-// added to the 3x3 places that they meet, places in order; of the weight gradient, all places of ROWS rows of one o. So
-// every number is the sum of the same terms in the same order wherever it lies: equal windows have equal sums to the
-// last bit.
+// loads 9 vectors for 9 multiply-adds. The lists of forward: RUN channels of one place (r, q) of x, whose sums are then
+// added to the 3x3 places of y that they meet, places in order; so the taps are packed last one first. The lists of the
+// weight gradient: all places of ROWS rows of one o of g. So every number is the sum of the same terms in the same order
+// wherever it lies: equal windows have equal sums to the last bit. Those of forward are also the bits of conv2d.c when
+// it adds up by tap, for terms that are 0 change no sum: which of the two runs is a matter of time alone.
 //
 // Memory is read and written in lines of many images, BLOCK to MOST; between, an image lies by itself, channels
 // innermost, as many images at a time as fit the second cache.
@@ -25,7 +27,7 @@
 
 enum { TAPS = 9, BLOCK = 16, MOST = 64, CACHE = 3 << 18 };  // CACHE: bytes of the second cache for images at work
 enum { ROWS = 4 };   // of g that the weight gradient takes together
-enum { AHEAD = 3 };  // columns of g that are asked of memory early
+enum { AHEAD = 3 };  // columns that are asked of memory early
 
 const long vector_bytes = VECTOR_BYTES;
 
@@ -34,10 +36,10 @@ const long vector_bytes = VECTOR_BYTES;
 INLINE long pitch(long count, long bytes) { return ((count * bytes / 64 + 1) | 1) * 64 / bytes; }
 
 #define REAL float
-#include "conv3x3_grads.c"
+#include "conv3x3_sparse.c"
 #undef REAL
 #define REAL double
-#include "conv3x3_grads.c"
+#include "conv3x3_sparse.c"
 
 #else
 
@@ -57,6 +59,13 @@ typedef struct {
 typedef struct {
     Vector of[TAPS];
 } Sums;
+
+// Memory that begins at a cache line, `numbers` zeros; NULL where there is none.
+static REAL *NAME(zeros)(long numbers) {
+    const long bytes = (numbers * (long)sizeof(REAL) + 63) / 64 * 64;
+    REAL *const memory = aligned_alloc(64, larger(64, bytes));
+    return memory ? memset(memory, 0, bytes) : NULL;
+}
 
 // How many of `count` images of `numbers` numbers each are at work together.
 static long NAME(together)(long numbers, long count) {
@@ -103,48 +112,61 @@ INLINE void NAME(add)(Sums sums, REAL *const rows[3], long at, long column) {
     UNROLL for (int t = 0; t < TAPS; ++t) *(Vector *)(rows[t / 3] + at + t % 3 * column) += sums.of[t];
 }
 
-// Rows first <= r < last of gx, for the images first_image <= n < last_image. Returns 0, or -1 where there is no
-// memory.
-int NAME(input_grad)(const Sizes *s, const REAL *g, const REAL *packed, REAL *gx, long first, long last,
-                     long first_image, long last_image) {
-    const long depth = (s->C + LANES - 1) / LANES * LANES, columns = larger(s->Q + 2, s->W + s->left);
+// Row p of y for `images` images from n on, from its sums.
+static void NAME(give)(const Sizes *s, const REAL *sums, long image, long depth, const REAL *bias, int relu, REAL *y,
+                       long p, long n, long images) {
+    for (long q = 0; q < s->Q; ++q)
+        for (long o = 0; o < s->O; ++o) {
+            const REAL b = bias ? bias[o] : 0;
+            REAL *const out = y + ((p * s->O + o) * s->Q + q) * s->N + n;
+            for (long k = 0; k < images; ++k) {
+                const REAL value = sums[k * image + (q + 2 - s->left) * depth + o] + b;
+                out[k] = relu && value <= 0 ? 0 : value;
+            }
+        }
+}
+
+// Output rows first <= p < last, for the images first_image <= n < last_image; bias may be NULL. Returns 0, or -1 where
+// there is no memory.
+int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu, REAL *y,
+                           long first, long last, long first_image, long last_image) {
+    const long depth = (s->O + LANES - 1) / LANES * LANES, columns = larger(s->W + 2, s->Q + 2 - s->left);
     const long line = columns * depth, image = pitch(3 * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
-    const long longest = pitch(s->Q * s->O, sizeof(Entry));
-    REAL *const at_work = calloc(most * image, sizeof(REAL));  // row r of gx in place (r + top) % 3
+    const long longest = pitch(s->W * smaller(s->C, RUN), sizeof(Entry));
+    REAL *const at_work = NAME(zeros)(most * image);  // row p of y in place p % 3, its column q at q + 2 - left
     Entry *const lists = malloc(most * longest * sizeof(Entry));
-    Entry **const ends = malloc((s->Q + 1) * MOST * sizeof(Entry *));
+    Entry **const ends = malloc((s->W + 1) * MOST * sizeof(Entry *));
     const int failed = !at_work || !lists || !ends;
     for (long n = first_image; n < last_image && !failed; n += most) {
         const long images = smaller(most, last_image - n);
-        for (long p = larger(0, first + s->top - 2); p < last + s->top; ++p) {
-            for (long k = 0; k < images; ++k) ends[k] = lists + k * longest;
-            for (long q = 0; q < s->Q && p < s->P; ++q) {
-                Entry **const end = ends + (q + 1) * MOST;
-                memcpy(end, end - MOST, images * sizeof(Entry *));
-                for (long o = 0; o < s->O; ++o) {
-                    const REAL *const entries = g + ((p * s->O + o) * s->Q + q) * s->N + n;
-                    NAME(fetch)(entries + AHEAD * s->N, images);
-                    NAME(append)(entries, images, o * TAPS * LANES, 0, end);
-                }
-            }
-            for (long c = 0; c < depth && p < s->P; c += LANES)
-                for (long k = 0; k < images; ++k) {
-                    REAL *const to = at_work + k * image + c;
-                    REAL *const rows[3] = {to + p % 3 * line, to + (p + 1) % 3 * line, to + (p + 2) % 3 * line};
-                    for (long q = 0; q < s->Q; ++q) {
-                        const Entry *const begin = ends[q * MOST + k], *const end = ends[(q + 1) * MOST + k];
-                        if (begin == end) continue;
-                        const Sums sums = NAME(sum)(begin, end, packed + c * s->O * TAPS, 3 * LANES, LANES);
-                        NAME(add)(sums, rows, q * depth, depth);
+        for (long p = first; p < last + 2; ++p) {  // the last row that row p - top of x meets
+            const long r = p - s->top;
+            for (long c0 = 0; c0 < s->C && r >= 0 && r < s->H; c0 += RUN) {
+                for (long k = 0; k < images; ++k) ends[k] = lists + k * longest;
+                for (long q = 0; q < s->W; ++q) {
+                    Entry **const end = ends + (q + 1) * MOST;
+                    memcpy(end, end - MOST, images * sizeof(Entry *));
+                    for (long c = c0; c < smaller(s->C, c0 + RUN); ++c) {
+                        const REAL *const pixels = x + ((r * s->C + c) * s->W + q) * s->N + n;
+                        NAME(fetch)(pixels + AHEAD * s->N, images);
+                        NAME(append)(pixels, images, c * TAPS * LANES, 0, end);
                     }
                 }
-            const long r = p - s->top;  // no later row of g meets it
-            REAL *const done = at_work + p % 3 * line;
-            for (long q = 0; q < s->W && r >= first && r < last; ++q)
-                for (long c = 0; c < s->C; ++c)
-                    for (long k = 0; k < images; ++k)
-                        gx[((r * s->C + c) * s->W + q) * s->N + n + k] = done[k * image + (q + s->left) * depth + c];
+                for (long o = 0; o < depth; o += LANES)
+                    for (long k = 0; k < images; ++k) {
+                        REAL *const to = at_work + k * image + o;
+                        REAL *const rows[3] = {to + (p + 1) % 3 * line, to + (p + 2) % 3 * line, to + p % 3 * line};
+                        for (long q = 0; q < s->W; ++q) {
+                            const Entry *const begin = ends[q * MOST + k], *const end = ends[(q + 1) * MOST + k];
+                            if (begin == end) continue;
+                            const Sums sums = NAME(sum)(begin, end, packed + o * s->C * TAPS, 3 * LANES, LANES);
+                            NAME(add)(sums, rows, q * depth, depth);
+                        }
+                    }
+            }
+            REAL *const done = at_work + (p + 1) % 3 * line;  // row p - 2, which no later row of x meets
+            if (p - 2 >= first) NAME(give)(s, done, image, depth, bias, relu, y, p - 2, n, images);
             for (long k = 0; k < images; ++k) memset(done + k * image, 0, line * sizeof(REAL));
         }
         memset(at_work, 0, most * image * sizeof(REAL));
@@ -182,7 +204,7 @@ int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL 
     const long image = pitch((ROWS + 2) * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
     const long longest = pitch(s->O * ROWS * s->Q, sizeof(Entry));
-    REAL *const at_work = calloc(most * image, sizeof(REAL));
+    REAL *const at_work = NAME(zeros)(most * image);
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->O + 1) * MOST * sizeof(Entry *));
     const int failed = !at_work || !lists || !ends;
