@@ -25,6 +25,8 @@ from minicnn.files import cache_folder, partial_name, remove_abandoned
 
 T = TypeVar("T")
 TIMEOUT = 120  # seconds that the compiler has
+# Or gcc, for some processors, rounds products before they are added in one loop and not in another.
+ALL_FUSED = "--param=avoid-fma-max-bits=0"
 
 compile_seconds: float | None = None  # that it took in this process; None where an earlier one had done it all
 
@@ -45,7 +47,7 @@ def kernel_folder() -> Path:
 def load(sources: Sequence[Path], kept_in: Path | None = None) -> ctypes.CDLL:
     """The library of C files of one folder, compiled where no earlier process has done it. kept_in: a folder for what
     is compiled, None for the user's cache. Raises CompilerError."""
-    command = [*_compiler(), "-O3", *_native(), "-std=gnu11", "-shared", "-fPIC"]
+    command = [*_compiler(), "-O3", *_native(), ALL_FUSED, "-std=gnu11", "-shared", "-fPIC"]
     predefined = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
     texts = [path.read_bytes() for path in (*sources, *sorted(sources[0].parent.glob("*.h")))]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ class CKernels:
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
             return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if finite and by_tap and x.shape[3] >= BLOCK and self._vectors(filters, x.dtype)[0] and _is_sparse(x):
+        if finite and by_tap and self._vectors(filters, x.dtype)[0] and _is_sparse(x):
             return self._sparse_correlate(sizes, x, w, y, bias, relu)
         packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
@@ -124,10 +123,11 @@ class CKernels:
     def _sparse_correlate(self, sizes: Sizes, x: Array, w: Array, y: Array, bias: Array | None, relu: bool) -> Array:
         (filters, channels, *kernel), images = w.shape, x.shape[3]
         vectors, lanes = self._vectors(filters, x.dtype)
-        by_tap = np.zeros((vectors * lanes, channels, 9), x.dtype)
-        by_tap[:filters] = w[:, :, ::-1, ::-1].reshape(filters, channels, 9)
-        packed = _on_cache_lines((vectors, channels, 9, lanes), x.dtype)
-        packed[...] = by_tap.reshape(vectors, lanes, channels, 9).transpose(0, 2, 3, 1)
+        packed = _on_cache_lines((vectors, channels, *kernel, lanes), x.dtype)
+        packed[-1] = 0
+        for vector, first in zip(packed, range(0, filters, lanes), strict=True):
+            some = w[first : first + lanes, :, ::-1, ::-1]
+            vector[..., : len(some)] = some.transpose(1, 2, 3, 0)
 
         def part(*ends):  # first and last row, first and last image
             self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, y, *ends)
