@@ -15,13 +15,11 @@ pixels_changed.png.
 import dataclasses
 import itertools
 import textwrap
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments import common, figures, report
-from experiments.attack import file_or_name
 from minicnn import predict
 from minicnn.paper.attacks import ARITHMETICS, changed_pixels
 from minicnn.paper.saliency import rows_of_pixels
@@ -314,17 +312,12 @@ def main(options):
         raise common.UsageError(f"--maximum {options.maximum:g}: {CLASSIFIER} measure distances up to {LARGEST:g}")
     paths = {}
     for chosen in options.networks:
-        if isinstance(chosen, Path):
-            name, path = chosen.stem, chosen
-        else:
-            name = common.of_seed(chosen, options.seed)
-            path = common.find_weights(name, options.dataset, options.out, "--networks FILE.npz")
+        name = common.of_seed(chosen, options.seed)
         if name in paths:
             raise common.UsageError(f"--networks: two are called {name}")
-        paths[name] = path
+        paths[name] = common.weights_of(chosen, options, "--networks FILE.npz")
     dataset = common.load_data(options.dataset)
-    told = {"device": options.device, "ties": options.ties, "dataset": options.dataset}
-    networks = {name: common.load_network(path, **told) for name, path in paths.items()}
+    networks = {name: common.load_chosen(path, options) for name, path in paths.items()}
     sample = common.chosen_sample(options, dataset, common.DATASET_DEFAULTS[options.dataset]["images"])
     setting, store = common.setting(options), common.Store(options.out / "parts")
     found, made = study(networks, dataset, sample, setting, options.seed, store)
@@ -349,7 +342,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--networks",
         nargs="+",
-        type=file_or_name,
+        type=common.file_or_name,
         default=["standard", "temperature"],
         metavar="NAME|FILE.npz",
         help="trained before, or coming with the project, or weight files; default: standard temperature",

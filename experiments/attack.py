@@ -19,7 +19,6 @@ attack), attacked, succeeded, moves, changed (N, 1, 28, 28; which pixels are not
 """
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -35,11 +34,6 @@ def file_name(options):
     """Of the files of one attack: another for every network, algorithm and, of the paper's, arithmetic."""
     arithmetic = f"_{options.arithmetic}" if options.algorithm in attacks.ALGORITHMS else ""
     return f"attack_{common.chosen_name(options)}_{options.algorithm}{arithmetic}"
-
-
-def file_or_name(text):
-    """An argparse type: a weight file as a Path, or the name of a network."""
-    return Path(text) if text.endswith(".npz") else common.network_name(text)
 
 
 def samples(index, images, labels, result, decisions):
@@ -95,11 +89,8 @@ def main(options):
             "--denominator common and --other, the network that must be right on an image too, go together"
         )
     if options.other is not None:
-        file = options.other
-        if not isinstance(file, Path):
-            name = common.of_seed(file, options.seed)
-            file = common.find_weights(name, options.dataset, options.out, "--other FILE.npz")
-        other = common.load_network(file, options.device, options.ties, dataset=options.dataset)
+        file = common.weights_of(options.other, options, "--other FILE.npz")
+        other = common.load_chosen(file, options)
     stronger = options.algorithm not in attacks.ALGORITHMS
     if stronger and (options.arithmetic != "scaled" or options.attack_temperature != 1):
         raise common.UsageError(
@@ -107,7 +98,7 @@ def main(options):
         )
     T = trained_at(path)
     dataset = common.load_data(options.dataset)
-    network = common.load_network(path, options.device, options.ties, dataset=options.dataset)
+    network = common.load_chosen(path, options)
     tested, shown = len(dataset.test_labels), options.show
     if shown is not None and not 0 <= shown < tested:
         raise common.UsageError(f"--show {shown}: {options.dataset} has test images 0 to {tested - 1}")
@@ -188,5 +179,5 @@ if __name__ == "__main__":
     common.attack_arguments(parser)
     common.denominator_argument(parser)
     meaning = "the second network of --denominator common"
-    parser.add_argument("--other", type=file_or_name, metavar="NAME|FILE.npz", help=meaning)
+    parser.add_argument("--other", type=common.file_or_name, metavar="NAME|FILE.npz", help=meaning)
     common.run(main, parser, lambda options: f"{file_name(options)}.json")

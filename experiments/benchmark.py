@@ -50,7 +50,7 @@ PARTNERS = {  # what has influence only with another option
     "attacks": ("network", "weights", "images", "limit", "counts"),
     "scaling": ("batches", "counts"),
 }
-DEFAULTS = {"network": "standard", "limit": 100, "batches": [1, 4, 8, 32, 128, 512], "counts": [10, 100, 1000]}
+DEFAULTS = {"limit": 100, "batches": [1, 4, 8, 32, 128, 512], "counts": [10, 100, 1000]}
 STYLES = {  # told apart in grey too
     "minicnn": {"color": "C0", "linestyle": "-"},
     "PyTorch": {"color": "C1", "linestyle": "--", "markerfacecolor": "none"},
@@ -457,8 +457,7 @@ def main(options):
     if options.scaling and options.device == "cuda":
         raise common.UsageError("--scaling is of the CPU: leave out --device cuda")
     if options.attacks:  # a mistake is said before minutes of measurements
-        path = common.chosen_weights(options)
-        network = common.load_network(path, options.device, options.ties, dataset=options.dataset)
+        network = common.load_chosen(common.chosen_weights(options), options)
 
     plan, computes = PLANS[options.device], who_computes(torch)
     attacked = list(zip("1234", options.images or plan.attacked, plan.attack_repeats, strict=False))
@@ -508,7 +507,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--repeats", type=common.positive(int), default=20, help="default: 20")
     parser.add_argument("--attacks", action="store_true", help="measure Algorithms 1 to 4 too, on a trained network")
-    common.network_arguments(parser, default=None)
+    common.network_arguments(parser)
     parser.add_argument(
         "--images",
         type=common.positive(int),

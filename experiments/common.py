@@ -215,18 +215,22 @@ def network_name(text):
     return text
 
 
-def network_arguments(parser, default="standard"):
-    """Add the options that choose one network. default: of --network, None to tell a network that was asked for."""
+def file_or_name(text):
+    """An argparse type: a weight file as a Path, or the name of a network."""
+    return Path(text) if text.endswith(".npz") else network_name(text)
+
+
+def network_arguments(parser):
+    """Add the options that choose one network, standard where both are None."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--network",
         type=network_name,
         metavar="NAME",
-        default=default,
         help=f"{', '.join(NETWORKS)}: trained before, or one that comes with the project; or such a name with what "
         "train has added to it, temperature-T5; default: standard",
     )
-    which.add_argument("--weights", type=named(str), metavar="FILE.npz", help="a weight file instead")
+    which.add_argument("--weights", type=named(Path), metavar="FILE.npz", help="a weight file instead")
 
 
 def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
@@ -424,19 +428,30 @@ def find_weights(name, dataset, folder, option):
     )
 
 
-def of_seed(name, seed):
-    """What train calls one of the NETWORKS that has this seed; any other name as it is."""
-    return f"{name}-seed{seed}" if seed and name in NETWORKS else name
+def of_seed(network, seed):
+    """What the files of a network are called, which is a name or the Path of a weight file: one of the NETWORKS is that
+    of the seed, as train names it."""
+    if isinstance(network, Path):
+        return network.stem
+    return f"{network}-seed{seed}" if seed and network in NETWORKS else network
+
+
+def weights_of(network, options, option="--weights FILE"):
+    """The weight file of a network, which is a name or the Path of that file. Raises UsageError where there is none;
+    option: as for find_weights."""
+    if isinstance(network, Path):
+        return network
+    return find_weights(of_seed(network, options.seed), options.dataset, options.out, option)
 
 
 def chosen_name(options):
-    """What the network of the options that network_arguments adds is called in the names of files."""
-    return Path(options.weights).stem if options.weights else of_seed(options.network, options.seed)
+    """What the files of the network are called that the options of network_arguments choose."""
+    return of_seed(options.weights or options.network or "standard", options.seed)
 
 
 def chosen_weights(options):
-    """The weight file of the options that network_arguments adds. Raises UsageError where there is none."""
-    return options.weights or find_weights(chosen_name(options), options.dataset, options.out, "--weights FILE")
+    """The weight file of that network. Raises UsageError where there is none."""
+    return weights_of(options.weights or options.network or "standard", options)
 
 
 def load_network(path, device="cpu", ties="all", dtype=np.float32, T=None, dataset=None):
@@ -452,6 +467,11 @@ def load_network(path, device="cpu", ties="all", dtype=np.float32, T=None, datas
     if found not in (None, dataset):
         raise UsageError(f"{path} was trained on {found}, not on {dataset}: choose the data set or the file again")
     return weights.load_weights(paper_cnn(ties=ties, dtype=dtype).to(device), path)
+
+
+def load_chosen(path, options, **told):
+    """load_network on the device, with the tie rule and of the data set of the options. told: what else that takes."""
+    return load_network(path, options.device, options.ties, dataset=options.dataset, **told)
 
 
 class Sample(NamedTuple):

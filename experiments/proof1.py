@@ -7,7 +7,6 @@ classes, and refutes the printed ones (minicnn/paper/proof1_symbolic.py).
 """
 
 import textwrap
-from pathlib import Path
 
 import numpy as np
 
@@ -209,36 +208,35 @@ def draw_equation_1(moves, path):
 
 def name_of(options):
     """What the results are called in the names of files."""
-    if options.symbolic:
-        return "symbolic"
-    return Path(options.weights).stem if options.weights else network_name(options)
+    return "symbolic" if options.symbolic else common.chosen_name(options)
 
 
-def network_name(options):
-    """What train calls the network that is asked for, or is taken."""
-    return common.of_seed(options.network or "standard", options.seed)
+def of_network(path, options, rng):
+    """Parts 5 and 6 on the network of a weight file: their figures, and the moves of one pixel behind equation (1)."""
+    network = common.load_chosen(path, options, dtype=np.float64)
+    dataset = common.load_data(options.dataset)
+    chosen = measured.correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)
+    if len(chosen) < options.images:
+        raise common.UsageError(f"the network classifies {len(chosen)} test images correctly: fewer than --images")
+    case = network, dataset.test_images[chosen].astype(np.float64), dataset.test_labels[chosen]
+    figures = {"weights": str(path), "trained_at": trained_at(path), "ties": options.ties, "images": chosen}
+    summary, moves = measured.equation_1(*case, rng)
+    return figures | {"chain_rule": measured.chain_rule(*case), "equation_1": summary}, moves
 
 
 def walk(options):
     """All parts, or the first four where there is no network."""
-    rng, missing = np.random.default_rng(options.seed), None
+    rng = np.random.default_rng(options.seed)
     results = {
         "forms": measured.compare_forms(rng, options.device),
         "limit": measured.limit_of_certainty(),
         "training_temperature": measured.training_temperature(),
     }
-    path = options.weights
+    path = missing = None
     try:
-        path = path or common.find_weights(network_name(options), options.dataset, options.out, "--weights FILE")
-        network = common.load_network(path, options.device, options.ties, np.float64, dataset=options.dataset)
-        dataset = common.load_data(options.dataset)
-        chosen = measured.correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)
-        if len(chosen) < options.images:
-            raise common.UsageError(f"the network classifies {len(chosen)} test images correctly: fewer than --images")
-        case = network, dataset.test_images[chosen].astype(np.float64), dataset.test_labels[chosen]
-        of_network = {"weights": str(path), "trained_at": trained_at(path), "ties": options.ties, "images": chosen}
-        summary, moves = measured.equation_1(*case, rng)
-        results |= of_network | {"chain_rule": measured.chain_rule(*case), "equation_1": summary}
+        path = common.chosen_weights(options)
+        figures, moves = of_network(path, options, rng)
+        results |= figures
     except common.USER_ERRORS as error:
         # Whatever is wrong with the network, the first four parts are complete without it.
         missing = error
@@ -274,7 +272,7 @@ def main(options):
 
 if __name__ == "__main__":
     parser = common.arguments(__doc__)
-    common.network_arguments(parser, default=None)  # one that is missing is an error only if it was asked for
+    common.network_arguments(parser)
     parser.add_argument("--images", type=common.positive(int), default=2, help="of parts 5 and 6; default: 2")
     common.ties_argument(parser)
     parser.add_argument("--symbolic", action="store_true", help="prove and refute with SymPy instead of measuring")

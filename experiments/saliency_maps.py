@@ -61,7 +61,7 @@ def main(options):
     path = common.chosen_weights(options)
     trained_T = trained_at(path)
     dataset = common.load_data(options.dataset)
-    network = common.load_network(path, options.device, options.ties, dataset=options.dataset)
+    network = common.load_chosen(path, options)
     tested = len(dataset.test_labels)
     if options.index is not None:
         if options.images or options.first:
