@@ -82,45 +82,64 @@ def draw(path, sample, found, title):
     common.save_figure(path, fig)
 
 
+def figures_of(found, pixels, limit, options):
+    """The figures of an attack, label -> text. found: its summary; pixels: changed by each success that is counted;
+    limit: of moves."""
+    told = {"misclassified before, left out": found["misclassified"], "attacked": found["attacked"]}
+    if options.denominator != "correct":
+        told[f"counted ({options.denominator})"] = found["counted"]
+    if found["counted"]:
+        low, high = found["success_interval"]
+        rate = f"{found['success_rate']:.1%}  (95 %: {low:.1%} to {high:.1%})"
+        told[f"succeeded within {limit} moves"] = f"{found['succeeded']} = {rate}"
+    if len(pixels):
+        median = f"{np.median(pixels):g} in the median"
+        told["pixels changed by a success"] = f"{median}, {pixels.min()} to {pixels.max()}"
+    if found["zero_score_share"] is not None and options.algorithm in attacks.ALGORITHMS:
+        told["all scores exactly zero"] = f"{found['zero_score_share']:.1%}"
+    told["moves that changed nothing"] = f"{found['unchanged_moves']} of {found['moves']}"
+    return told | {"passes": f"{found['forwards']} forward, {found['backwards']} backward"}
+
+
+def tell(figures):
+    """Print label -> text in two columns."""
+    for label, text in figures.items():
+        print(f"  {label:33}{text}")
+
+
 def main(options):
-    path, other = common.chosen_weights(options), None
     if (options.denominator == "common") != (options.other is not None):
         raise common.UsageError(
             "--denominator common and --other, the network that must be right on an image too, go together"
         )
-    if options.other is not None:
-        file = common.weights_of(options.other, options, "--other FILE.npz")
-        other = common.load_chosen(file, options)
     stronger = options.algorithm not in attacks.ALGORITHMS
     if stronger and (options.arithmetic != "scaled" or options.attack_temperature != 1):
         raise common.UsageError(
             f"{options.algorithm} depends on neither --arithmetic nor --attack-temperature: leave them out"
         )
-    T = trained_at(path)
-    dataset = common.load_data(options.dataset)
-    network = common.load_chosen(path, options)
-    tested, shown = len(dataset.test_labels), options.show
-    if shown is not None and not 0 <= shown < tested:
-        raise common.UsageError(f"--show {shown}: {options.dataset} has test images 0 to {tested - 1}")
+    path = common.chosen_weights(options)
+    other = options.other and common.weights_of(options.other, options, "--other FILE.npz")
+    T, dataset, network = trained_at(path), common.load_data(options.dataset), common.load_chosen(path, options)
+    shown = None if options.show is None else common.one_image("--show", options.show, dataset)
     sample = common.chosen_sample(options, dataset, common.DATASET_DEFAULTS[options.dataset]["images"])
     setting, store = common.setting(options, options.arithmetic), common.Store(options.out / "parts")
     if stronger:
         setting = dataclasses.replace(setting, skip_unchanged=True)
-    told = {"weights": str(path), "trained_at": T, "ties": options.ties, "sample": sample.taken()}
-    told |= {"algorithm": options.algorithm, "setting": vars(setting), "denominator": options.denominator}
-    if other is not None:
-        told["other"] = str(file)
-    title = options.algorithm if stronger else f"Algorithm {options.algorithm}, {options.arithmetic}"
 
-    def run(images, labels, indices):
+    def run(sample):
+        images, labels = sample.images, sample.labels
         result = common.attack(network, images, labels, options.algorithm, setting, store, seed=options.seed)
         decisions = predict(network, result.adversarial).argmax(axis=1)
-        return result, samples(indices, images, labels, result, decisions)
+        return result, samples(sample.indices, images, labels, result, decisions)
 
-    result, made = run(sample.images, sample.labels, sample.indices)
-    right = {"attacked": result.attacked}
-    if other is not None:
-        right["other"] = correct(other, sample.images, sample.labels)
+    told = {"weights": str(path), "trained_at": T, "ties": options.ties, "sample": sample.taken()}
+    told |= {"algorithm": options.algorithm, "setting": vars(setting), "denominator": options.denominator}
+    right = {}
+    if other:
+        told["other"] = str(other)
+        right["other"] = correct(common.load_chosen(other, options), sample.images, sample.labels)
+    result, made = run(sample)
+    right["attacked"] = result.attacked
     counted = common.counted(options.denominator, right, "attacked", len(sample.labels))
     found = summary(result, counted)
     pixels = made["pixels_changed"][result.succeeded & counted]
@@ -140,34 +159,17 @@ def main(options):
     )
     kept = common.beside(options, f"{file_name(options)}.npz")
     save_npz(kept, made)
-    low, high = found["success_interval"]
+    title = common.attack_name(options.algorithm, options.arithmetic)
     print(f"{path}\n{title}, {sample}")
-    print(f"  misclassified before, left out   {found['misclassified']}")
-    print(f"  attacked                         {found['attacked']}")
-    if options.denominator != "correct":
-        print(f"  counted ({options.denominator:6})                 {found['counted']}")
-    if found["counted"]:
-        print(f"  succeeded within {setting.limit:3} moves        {found['succeeded']} = ", end="")
-        print(f"{found['success_rate']:.1%}  (95 %: {low:.1%} to {high:.1%})")
-    if len(pixels):
-        print(f"  pixels changed by a success      {np.median(pixels):g} in the median, ", end="")
-        print(f"{pixels.min()} to {pixels.max()}")
-    if found["zero_score_share"] is not None and not stronger:
-        print(f"  all scores exactly zero          {found['zero_score_share']:.1%}")
-    print(f"  moves that changed nothing       {found['unchanged_moves']} of {found['moves']}")
-    print(f"  passes                           {found['forwards']} forward, {found['backwards']} backward")
-    print(f"  figures                          {options.json}")
-    print(f"  samples                          {kept}")
-    if shown is not None:
-        images, labels = dataset.test_images[shown : shown + 1], dataset.test_labels[shown : shown + 1]
-        _, one = run(images, labels, np.array([shown]))
+    tell(figures_of(found, pixels, setting.limit, options) | {"figures": options.json, "samples": kept})
+    if shown:
+        _, one = run(shown)
         maps = None
         if not stronger and attacks.ALGORITHMS[options.algorithm].score == "gradient":
-            maps = saliency_maps(network, images, labels, setting.T, setting.arithmetic)
-        picture = kept.with_name(f"{kept.stem}_{shown}.png")
+            maps = saliency_maps(network, shown.images, shown.labels, setting.T, setting.arithmetic)
+        picture = kept.with_name(f"{kept.stem}_{options.show}.png")
         draw(picture, one, maps, f"{common.chosen_name(options)}: {title}")
-        print(f"  test image {shown:<22}{' '.join(outcome(one).split())}")
-        print(f"  drawn                            {picture}")
+        tell({f"test image {options.show}": " ".join(outcome(one).split()), "drawn": picture})
 
 
 if __name__ == "__main__":

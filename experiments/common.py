@@ -61,10 +61,8 @@ DATASET_DEFAULTS = {
     "digits": {"batch": 32, "epochs": 25, "images": 297, "learning_rate": 0.1, "distilled_rate": 0.1},
 }
 
-# Attacks that are no specification of the one loop, and how many images two cores do in some ten seconds.
-SEARCHES = {"jsma": 50, "sparse-rs": 200}
-GPU_IMAGES = 20  # times as many, which a GPU does in that time
-ATTACKS = (*attacks.ALGORITHMS, *attacks.STRONGER, *SEARCHES)
+GPU_IMAGES = 20  # times as many as two cores do, a GPU attacks in the same time
+ATTACKS = (*attacks.ALGORITHMS, *attacks.STRONGER, "jsma", "sparse-rs")
 
 # The denominators of success rates.
 DENOMINATORS = {
@@ -510,6 +508,15 @@ def chosen_sample(options, dataset, default):
     return sample(dataset, options.first or options.images or default, options.seed, options.first is not None)
 
 
+def one_image(option, index, dataset):
+    """The Sample of one test image. Raises UsageError where there is none of that index; option: what asks for it."""
+    tested = len(dataset.test_labels)
+    if not 0 <= index < tested:
+        raise UsageError(f"{option} {index}: {dataset.name} has test images 0 to {tested - 1}")
+    indices = np.array([index])
+    return Sample(dataset.test_images[indices], dataset.test_labels[indices], indices, None)
+
+
 def network_key(network):
     """What tells one paper_cnn, and who computes with it, from another, as plain values: for the key of a Store."""
     return {
@@ -581,10 +588,28 @@ def setting(options, arithmetic="scaled"):
     )
 
 
-def images_a_part(algorithm, setting):
-    """How many images an attack does in some ten seconds of two cores: what a kill loses at most."""
-    images = {"gradient": 500, "margin": 500, "loss difference": 200}[algorithm.score]
-    return max(1, 2 * images // setting.limit if algorithm.refresh else images)
+def attack_name(algorithm, arithmetic):
+    """What titles and progress call an attack, one of ATTACKS or an Algorithm."""
+    if isinstance(algorithm, attacks.Algorithm):
+        return f"Algorithm of {algorithm.score}s, {arithmetic}"
+    return f"Algorithm {algorithm}, {arithmetic}" if algorithm in attacks.ALGORITHMS else algorithm
+
+
+def method(algorithm, setting, seed):
+    """How an attack is made: run(network, images, labels, setting, on_move); plain values that tell it from others; and
+    how many images two cores do in some ten seconds, what a kill loses at most. Arguments: as for attack."""
+    if algorithm == "jsma":
+        return jsma, {"search": algorithm}, 50
+    if algorithm == "sparse-rs":
+        return functools.partial(sparse_rs, seed=seed), {"search": algorithm, "seed": seed}, 200
+    if isinstance(algorithm, str):
+        algorithm = (attacks.ALGORITHMS | attacks.STRONGER)[algorithm]
+
+    def run(network, images, labels, setting, on_move):
+        return attacks.attack(network, images, labels, algorithm, setting, on_move)
+
+    count = 200 if algorithm.score == "loss difference" else 500
+    return run, vars(algorithm), max(1, 2 * count // setting.limit) if algorithm.refresh else count
 
 
 def attack(network, images, labels, algorithm, setting, store, label="", part=None, seed=0):
@@ -594,29 +619,16 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
     network: a paper_cnn. algorithm: one of ATTACKS, or an Algorithm. label: what the progress begins with. part: as for
     in_parts, by default what a kill may lose. seed: of sparse-rs.
     """
-    title = f"Algorithm {algorithm}, {setting.arithmetic}" if algorithm in attacks.ALGORITHMS else algorithm
-    if algorithm in SEARCHES:
-        about = {"search": algorithm} | ({"seed": seed} if algorithm == "sparse-rs" else {})
-        part = part or SEARCHES[algorithm]
-    else:
-        if isinstance(algorithm, attacks.Algorithm):
-            title = f"Algorithm of {algorithm.score}s, {setting.arithmetic}"
-        else:
-            algorithm = (attacks.ALGORITHMS | attacks.STRONGER)[algorithm]
-        about, part = vars(algorithm), part or images_a_part(algorithm, setting)
+    run, about, count = method(algorithm, setting, seed)
 
     def compute(x, y, tell):
         def on_move(move, limit, active):
             tell(len(x) - active, f"(move {move} of {limit})")
 
-        if algorithm == "jsma":
-            return vars(jsma(network, x, y, setting, on_move))
-        if algorithm == "sparse-rs":
-            return vars(sparse_rs(network, x, y, setting, on_move, seed=seed))
-        return vars(attacks.attack(network, x, y, algorithm, setting, on_move))
+        return vars(run(network, x, y, setting, on_move))
 
-    key = {"algorithm": about, "setting": vars(setting)}
-    joined = in_parts(store, f"{label}{title}", network, (images, labels), key, compute, part)
+    key, name = {"algorithm": about, "setting": vars(setting)}, attack_name(algorithm, setting.arithmetic)
+    joined = in_parts(store, label + name, network, (images, labels), key, compute, part or count)
     passes = {name: int(joined[name]) for name in ("forwards", "backwards")}
     return attacks.AttackResult(**joined | passes)
 

@@ -62,17 +62,13 @@ def main(options):
     trained_T = trained_at(path)
     dataset = common.load_data(options.dataset)
     network = common.load_chosen(path, options)
-    tested = len(dataset.test_labels)
-    if options.index is not None:
-        if options.images or options.first:
-            raise common.UsageError("--index is one image, --images and --first are several: choose one of the three")
-        if not 0 <= options.index < tested:
-            raise common.UsageError(f"--index {options.index}: {options.dataset} has test images 0 to {tested - 1}")
-        chosen = np.array([options.index])
+    if options.index is None:
+        sample = common.chosen_sample(options, dataset, 8)
+    elif options.images or options.first:
+        raise common.UsageError("--index is one image, --images and --first are several: choose one of the three")
     else:
-        chosen = common.chosen_sample(options, dataset, 8).indices
-    images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
-    T = options.attack_temperature
+        sample = common.one_image("--index", options.index, dataset)
+    images, labels, T = sample.images, sample.labels, options.attack_temperature
     found = {a: saliency_maps(network, images, labels, T, a) for a in attacks.ARITHMETICS}
     setting = common.setting(options, options.arithmetic)
     result = common.attack(network, images, labels, "1", setting, common.Store(options.out / "parts"))
@@ -84,9 +80,11 @@ def main(options):
         "ties": options.ties,
         "arithmetic": options.arithmetic,
     }
-    maps = [describe(found[options.arithmetic], i, index, labels[i]) for i, index in enumerate(chosen)]
-    for entry, moves, succeeded in zip(maps, result.moves, result.succeeded, strict=True):
-        entry["algorithm_1"] = {"succeeded": bool(succeeded), "moves": int(moves)}
+    maps = [
+        describe(found[options.arithmetic], i, index, labels[i])
+        | {"algorithm_1": {"succeeded": bool(result.succeeded[i]), "moves": int(result.moves[i])}}
+        for i, index in enumerate(sample.indices)
+    ]
     common.tell_replaced(options.json, seed=options.seed, weights=str(path), ties=options.ties)
     common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
     print(f"{path}, {options.arithmetic}\n{report.Table([row(entry) for entry in maps])}")
