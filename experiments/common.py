@@ -362,17 +362,16 @@ def held_out(dataset):
     return found
 
 
-def train(name, dataset, protocol, folder, draw=True, teacher=None):
+def train(name, dataset, protocol, folder, teacher=None):
     """Train one of the NETWORKS, or go on where it stopped; its teacher first, unless that is given. Returns (network,
     history).
 
-    Writes to the folder, under protocol.file_name(name), .checkpoint.npz after every epoch, then .npz, .csv and, unless
-    draw is False, .png.
+    Writes to the folder, under protocol.file_name(name), .checkpoint.npz after every epoch, then .npz and .csv.
     """
     recipe, targets, file_name = protocol.recipe(name), dataset.train_labels, protocol.file_name(name)
     if NETWORKS[name].teacher:
         if teacher is None:
-            teacher, _ = train(NETWORKS[name].teacher, dataset, protocol, folder, draw)
+            teacher, _ = train(NETWORKS[name].teacher, dataset, protocol, folder)
         dropout = protocol.seed if protocol.teacher_dropout else None
         targets = training.distilled_labels(teacher, dataset.train_images, recipe.temperature, dropout)
     network = paper_cnn(seed=protocol.seed).to(protocol.device)
@@ -403,8 +402,6 @@ def train(name, dataset, protocol, folder, draw=True, teacher=None):
         progress.close()
     weights.save_weights(network, folder / f"{file_name}.npz", recipe.temperature, protocol.dataset)
     write_csv(folder / f"{file_name}.csv", history)
-    if draw:
-        plot_history(folder / f"{file_name}.png", name, recipe.temperature, history)
     return network, history
 
 

@@ -467,7 +467,8 @@ def find_or_train(parts, dataset, protocol, folder, ties):
             print(f"{name}: {path}, taken as it is", flush=True)
         except common.UsageError:
             print(f"{name}: to be trained, {protocol.epochs} epochs", flush=True)
-            common.train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
+            _, history = common.train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
+            common.plot_history(folder / f"{file_name}.png", name, T, history)
             path = folder / f"{file_name}.npz"
         found[name] = common.load_network(path, protocol.device, ties, T=T, dataset=protocol.dataset)
     return found

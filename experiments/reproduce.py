@@ -166,7 +166,7 @@ def find_networks(names, dataset, protocol, trained, folder, ties):
     if trained:
         histories = {name: common.read_csv(trained / f"{protocol.file_name(name)}.csv") for name in names}
     else:
-        histories = {name: common.train(name, dataset, protocol, folder, draw=False)[1] for name in names}
+        histories = {name: common.train(name, dataset, protocol, folder)[1] for name in names}
     networks = {}
     for name in names:
         path, T = (trained or folder) / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature

@@ -19,7 +19,7 @@ def main(options):
     if not protocol.teacher_dropout and not NETWORKS[name].teacher:
         raise common.UsageError(f"--teacher-dropout has no influence on {name}, which has no teacher: leave it out")
     dataset = common.load_data(options.dataset, options.validation)
-    _, history = common.train(name, dataset, protocol, options.out, draw=False)
+    _, history = common.train(name, dataset, protocol, options.out)
     last, file, recipe = history[-1], options.out / protocol.file_name(name), protocol.recipe(name)
     common.write_json(options.json, common.environment(options) | {"recipe": vars(recipe), "history": history})
     picture = file.with_name(f"{file.name}.png")
