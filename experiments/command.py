@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from experiments import STARTED
+from experiments import LIBRARIES, STARTED
 from minicnn import backend, compiled, cpu, data, training, weights
 from minicnn.compiled import CompilerError
 from minicnn.files import is_stream, remove_abandoned
@@ -147,7 +147,7 @@ def _check_machine():
         raise UsageError(str(error)) from None
     if compiled.compile_seconds != before:
         note(f"compiled the C kernels in {compiled.compile_seconds:.1f} s, once on this machine")
-    for library in ("filelock", "matplotlib.figure", "scipy", "statsmodels", "threadpoolctl", "tqdm"):
+    for library in LIBRARIES:
         require(library)
 
 
