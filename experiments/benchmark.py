@@ -59,19 +59,18 @@ STYLES = {  # told apart in grey too
 
 class Plan(NamedTuple):
     """What is measured on a device. maps: name of a measurement -> number of maps; attacked, attack_repeats: images for
-    Algorithm 1, 2, ... and how often; chunk, torch_chunk: images in memory at a time."""
+    Algorithm 1, 2, ... and how often; chunk: images in memory at a time."""
 
     maps: dict
     warm_up: int
     attacked: tuple
     attack_repeats: tuple
     chunk: int
-    torch_chunk: int
 
 
 PLANS = {
-    "cpu": Plan({"saliency": BATCH}, 2, (256, 32, 256, 16), (3, 1, 3, 1), 256, 256),
-    "cuda": Plan({"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), (1, 1), 4096, 4096),
+    "cpu": Plan({"saliency": BATCH}, 2, (256, 32, 256, 16), (3, 1, 3, 1), 256),
+    "cuda": Plan({"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), (1, 1), 4096),
 }
 
 
@@ -283,20 +282,18 @@ class Attacked:
         """Figures of an algorithm on the first `count` images: images, limit, images a second of every side and, beside
         PyTorch, the ratio of the rate of its better layout to ours."""
         moves = min(self.limit, MOVES_OF_4) if algorithm == "4" else self.limit
-        case, plan = (self.images[:count], self.labels[:count], algorithm), PLANS[self.network.device]
+        case, chunk = (self.images[:count], self.labels[:count], algorithm), PLANS[self.network.device].chunk
 
         def contestants():
-            setting = attacks.Setting(limit=moves, chunk=plan.chunk)
+            setting = attacks.Setting(limit=moves, chunk=chunk)
             ours = {"minicnn": functools.partial(attacks.attack, self.network, *case, setting)}
-            return ours | (
-                self.reference.attacks(self.network, *case, moves, plan.torch_chunk) if self.reference else {}
-            )
+            return ours | (self.reference.attacks(self.network, *case, moves, chunk) if self.reference else {})
 
         key = self.key | {"task": "attack", "algorithm": algorithm, "count": count, "limit": moves}
         seconds = self.parts.measured(key, contestants, repeats, warm_up=0)
         figures = {side: len(case[0]) / of["median"] for side, of in seconds.items()}
         if self.reference:
-            figures["ratio"] = max(rate for side, rate in figures.items() if side != "minicnn") / figures["minicnn"]
+            figures["ratio"] = max(_torch(figures)) / figures["minicnn"]
         return figures | {"images": len(case[0]), "limit": moves}
 
 
@@ -372,45 +369,48 @@ def _rates(figures):
 
 
 def _cell(of):
-    ours, theirs = of["minicnn"]["median"], [figures["median"] for side, figures in of.items() if side != "minicnn"]
+    ours, theirs = of["minicnn"]["median"], [figures["median"] for figures in _torch(of)]
     return f"{1000 * ours:.2f}" + (f" ({ours / min(theirs):.2f})" if theirs else "")
 
 
 def draw_scaling(path, results):
     """Cost against work: milliseconds an image against images at a time; of attacks against images attacked."""
-    panels = len(TASKS) + ("attack_scaling" in results)
-    fig, axes = common.figure(1, panels, width=3.2, height=3.8)
-    threads = sorted({row["threads"] for row in results["scaling"]})
-    for panel, (task, title) in zip(axes[0], TASKS.items(), strict=False):
-        for count, marker in zip(threads, "os", strict=False):
-            rows = [row for row in results["scaling"] if row["threads"] == count]
-            batches = [row["batch"] for row in rows]
-            best = {"minicnn": [row["seconds"][task]["minicnn"]["median"] for row in rows]}
-            if len(rows[0]["seconds"][task]) > 1:
-                best["PyTorch"] = [
-                    min(of["median"] for side, of in row["seconds"][task].items() if side != "minicnn") for row in rows
-                ]
-            for side, seconds in best.items():
-                milliseconds = [1000 * s / n for s, n in zip(seconds, batches, strict=True)]
-                label = f"{side}, {count} thread{'s' * (count > 1)}"
-                panel.plot(batches, milliseconds, **STYLES[side], marker=marker, label=label)
-        _logarithmic(panel, batches, title, "images at a time")
-    axes[0, 0].set_ylabel("ms an image")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
-    if "attack_scaling" in results:
-        panel = axes[0, -1]
+    attacked = results.get("attack_scaling", [])
+    fig, (panels,) = common.figure(1, len(TASKS) + bool(attacked), width=3.2, height=3.8)
+    for panel, (task, title) in zip(panels, TASKS.items(), strict=False):
+        for threads, marker in zip(sorted({row["threads"] for row in results["scaling"]}), "os", strict=False):
+            rows = [row for row in results["scaling"] if row["threads"] == threads]
+            seconds = {
+                row["batch"]: {side: of["median"] / row["batch"] for side, of in row["seconds"][task].items()}
+                for row in rows
+            }
+            _plot(panel, seconds, f"{threads} thread{'s' * (threads > 1)}", marker)
+        _logarithmic(panel, [row["batch"] for row in results["scaling"]], title, "images at a time")
+    panels[0].set_ylabel("ms an image")
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    if attacked:
         for algorithm, marker in zip("123", "v^D", strict=True):
-            found = [row for row in results["attack_scaling"] if row["algorithm"] == algorithm]
-            best = {"minicnn": [row["minicnn"] for row in found]}
-            if "ratio" in found[0]:
-                best["PyTorch"] = [row["minicnn"] * row["ratio"] for row in found]
-            for side, rates in best.items():
-                label = f"{side}, Algorithm {algorithm}"
-                counts, milliseconds = [row["images"] for row in found], [1000 / rate for rate in rates]
-                panel.plot(counts, milliseconds, **STYLES[side], marker=marker, label=label)
-        _logarithmic(panel, [row["images"] for row in results["attack_scaling"]], "attacks", "images attacked")
-        fig.legend(*panel.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+            rows = [row for row in attacked if row["algorithm"] == algorithm]
+            seconds = {row["images"]: {side: 1 / rate for side, rate in _rates(row).items()} for row in rows}
+            _plot(panels[-1], seconds, f"Algorithm {algorithm}", marker)
+        _logarithmic(panels[-1], [row["images"] for row in attacked], "attacks", "images attacked")
+        fig.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower right", ncols=3)
     common.save_figure(path, fig)
+
+
+def _plot(panel, seconds, label, marker):
+    """Milliseconds an image of minicnn and of the better layout of PyTorch. seconds: number of images -> side -> of an
+    image."""
+    best = {"minicnn": [of["minicnn"] for of in seconds.values()]}
+    if all(map(_torch, seconds.values())):
+        best["PyTorch"] = [min(_torch(of)) for of in seconds.values()]
+    for side, of_image in best.items():
+        panel.plot(seconds.keys(), 1000 * np.array(of_image), **STYLES[side], marker=marker, label=f"{side}, {label}")
+
+
+def _torch(of):
+    """What belongs to the sides of PyTorch in side -> figures."""
+    return [figures for side, figures in of.items() if side != "minicnn"]
 
 
 def _logarithmic(panel, ticks, title, label):
@@ -428,6 +428,18 @@ def cases_of_scaling(plan, counts):
     ]
 
 
+def check(options):
+    """Raises UsageError for more threads than there can be, and for options without influence."""
+    if options.threads > MOST_THREADS:
+        raise common.UsageError(f"--threads {options.threads}: at most {MOST_THREADS}")
+    for switch, names in PARTNERS.items():
+        given = [f"--{name}" for name in names if getattr(options, name) is not None]
+        if given and not getattr(options, switch):
+            raise common.UsageError(f"{', '.join(given)}: of the {switch}, add --{switch}")
+    if options.scaling and options.device == "cuda":
+        raise common.UsageError("--scaling is of the CPU: leave out --device cuda")
+
+
 def main(options):
     reference = torch = None
     if options.against == "torch":
@@ -437,8 +449,11 @@ def main(options):
             raise common.UsageError("--against torch needs PyTorch: pip install torch") from None
         from experiments import torch_reference as reference
 
-    if options.threads > MOST_THREADS:
-        raise common.UsageError(f"--threads {options.threads}: at most {MOST_THREADS}")
+    check(options)
+    asked = max([*(options.images or ()), *(options.counts or ())], default=0)
+    for name, value in DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
     def set_threads(count):
         cpu.set_threads(count)
@@ -446,16 +461,6 @@ def main(options):
             torch.set_num_threads(count)
 
     set_threads(options.threads)
-    for switch, names in PARTNERS.items():
-        given = [f"--{name}" for name in names if getattr(options, name) is not None]
-        if given and not getattr(options, switch):
-            raise common.UsageError(f"{', '.join(given)}: of the {switch}, add --{switch}")
-    asked = max([*(options.images or ()), *(options.counts or ())], default=0)
-    for name, value in DEFAULTS.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if options.scaling and options.device == "cuda":
-        raise common.UsageError("--scaling is of the CPU: leave out --device cuda")
     if options.attacks:  # a mistake is said before minutes of measurements
         network = common.load_chosen(common.chosen_weights(options), options)
 
@@ -505,7 +510,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--threads", type=common.positive(int), default=cpu.threads(), help="of each side; default: one a core"
     )
-    parser.add_argument("--repeats", type=common.positive(int), default=20, help="default: 20")
+    parser.add_argument("--repeats", type=common.positive(int), default=20, help="default: %(default)s")
     parser.add_argument("--attacks", action="store_true", help="measure Algorithms 1 to 4 too, on a trained network")
     common.network_arguments(parser)
     parser.add_argument(
@@ -515,22 +520,25 @@ if __name__ == "__main__":
         metavar=("N1", "N2", "N3", "N4"),
         help="attacked by Algorithms 1 to 4; default: 256 32 256 16, on a GPU 10000 and 1000 by 1 and 2",
     )
-    parser.add_argument("--limit", type=common.positive(int), help="moves an image; default: 100")
+    parser.add_argument("--limit", type=common.positive(int), help=f"moves an image; default: {DEFAULTS['limit']}")
     parser.add_argument("--scaling", action="store_true", help="measure cost against work too")
     parser.add_argument(
         "--batches",
         type=common.positive(int),
         nargs="+",
         metavar="N",
-        help="images at a time, of --scaling; default: 1 4 8 32 128 512",
+        help=f"images at a time, of --scaling; default: {' '.join(map(str, DEFAULTS['batches']))}",
     )
     parser.add_argument(
         "--counts",
         type=common.positive(int),
         nargs="+",
         metavar="N",
-        help=f"images attacked, of --scaling (by Algorithm 2 at most {LOSS_DIFFERENCES}); default: 10 100 1000",
+        help=f"images attacked, of --scaling (by Algorithm 2 at most {LOSS_DIFFERENCES}); "
+        f"default: {' '.join(map(str, DEFAULTS['counts']))}",
     )
     common.ties_argument(parser, default="first")
-    parser.add_argument("--epochs", type=common.positive(int), default=50, help="of training on a GPU; default: 50")
+    parser.add_argument(
+        "--epochs", type=common.positive(int), default=50, help="of training on a GPU; default: %(default)s"
+    )
     common.run(main, parser)
