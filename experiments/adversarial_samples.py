@@ -175,47 +175,47 @@ def share(seen):
 
 def describe(found):
     """The figures of study as report.Parts."""
-    pixels, seen, controls = [], [], []
-    for name, of_name in found["attacks"].items():
-        changed, classifier = of_name["pixels_changed"], of_name["classifier"]
-        low, high = changed["median_interval"] if changed else (None, None)
-        pixels.append(
-            {
-                "": name,
-                "attacked": of_name["attacked"],
-                "samples": of_name["samples"],
-                "median": f"{changed['quantile_0.5']:g} ({low:g} to {high:g})" if changed else None,
-                "5 % to 95 %": f"{changed['quantile_0.05']:.0f} to {changed['quantile_0.95']:.0f}" if changed else None,
-            }
-        )
-        seen.append(
-            {
-                "": name,
-                "the label": percent(classifier["as_label"]),
-                "the network's class": percent(classifier["as_network"]),
-                "another": percent(classifier["as_another"]),
-            }
-        )
-        controls.append(
-            {
-                "": name,
-                "neighbours, before": percent(classifier["before_as_label"]),
-                "neighbours, control": percent(classifier["control_as_label"]),
-                "network, control": percent(of_name["network"]["control_as_label"]),
-            }
-        )
+
+    def table(columns):
+        return report.Table([{"": name} | columns(figures) for name, figures in found["attacks"].items()])
+
     return report.Parts(
         [
             "Pixels changed in the adversarial samples of network, algorithm, arithmetic:",
-            report.Table(pixels),
+            table(pixels_changed),
             f"What the {CLASSIFIER} see in them, % (95 % intervals); of all clean test images they see "
             f"{found['clean_test_images']['share']:.2%} correctly:",
-            report.Table(seen),
+            table(seen_in_samples),
             "Who sees the label in the same images before the attack, and in the control, as many pixels changed at "
             "random, % (95 % intervals):",
-            report.Table(controls),
+            table(seen_in_others),
         ]
     )
+
+
+def pixels_changed(figures):
+    """Columns of describe. figures: of measure."""
+    median = quantiles = None
+    if changed := figures["pixels_changed"]:
+        median = "{:g} ({:g} to {:g})".format(changed["quantile_0.5"], *changed["median_interval"])
+        quantiles = f"{changed['quantile_0.05']:.0f} to {changed['quantile_0.95']:.0f}"
+    counts = {"attacked": figures["attacked"], "samples": figures["samples"]}
+    return counts | {"median": median, "5 % to 95 %": quantiles}
+
+
+def seen_in_samples(figures):
+    """Columns of describe."""
+    names = {"the label": "as_label", "the network's class": "as_network", "another": "as_another"}
+    return {head: percent(figures["classifier"][name]) for head, name in names.items()}
+
+
+def seen_in_others(figures):
+    """Columns of describe."""
+    return {
+        "neighbours, before": percent(figures["classifier"]["before_as_label"]),
+        "neighbours, control": percent(figures["classifier"]["control_as_label"]),
+        "network, control": percent(figures["network"]["control_as_label"]),
+    }
 
 
 def percent(share):
