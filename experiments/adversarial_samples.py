@@ -318,7 +318,7 @@ def main(options):
         paths[name] = common.weights_of(chosen, options, "--networks FILE.npz")
     dataset = common.load_data(options.dataset)
     networks = {name: common.load_chosen(path, options) for name, path in paths.items()}
-    sample = common.chosen_sample(options, dataset, common.DATASET_DEFAULTS[options.dataset]["images"])
+    sample = common.chosen_sample(options, dataset)
     setting, store = common.setting(options), common.Store(options.out / "parts")
     found, made = study(networks, dataset, sample, setting, options.seed, store)
     common.write_json(

@@ -121,7 +121,7 @@ def main(options):
     other = options.other and common.weights_of(options.other, options, "--other FILE.npz")
     T, dataset, network = trained_at(path), common.load_data(options.dataset), common.load_chosen(path, options)
     shown = None if options.show is None else common.one_image("--show", options.show, dataset)
-    sample = common.chosen_sample(options, dataset, common.DATASET_DEFAULTS[options.dataset]["images"])
+    sample = common.chosen_sample(options, dataset)
     setting, store = common.setting(options, options.arithmetic), common.Store(options.out / "parts")
     if stronger:
         setting = dataclasses.replace(setting, skip_unchanged=True)

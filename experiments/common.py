@@ -57,10 +57,11 @@ CHARACTERS_AN_INCH = 11  # of a picture's title
 # The paper's protocol ("Training parameters") is that of MNIST. The 1,500 digits need smaller batches, and the full
 # rate for the distilled network too: at half of it, it is still at chance after 25 epochs of 46 steps.
 DATASET_DEFAULTS = {
-    "mnist": {"batch": 128, "epochs": 50, "images": 1000, "learning_rate": 0.1, "distilled_rate": 0.05},
-    "digits": {"batch": 32, "epochs": 25, "images": 297, "learning_rate": 0.1, "distilled_rate": 0.1},
+    "mnist": {"batch": 128, "epochs": 50, "learning_rate": 0.1, "distilled_rate": 0.05},
+    "digits": {"batch": 32, "epochs": 25, "learning_rate": 0.1, "distilled_rate": 0.1},
 }
 
+IMAGES = {"digits": 297, "mnist": 1000}  # attacked, where neither the options nor the experiment say how many
 GPU_IMAGES = 20  # times as many as two cores do, a GPU attacks in the same time
 ATTACKS = (*attacks.ALGORITHMS, *attacks.STRONGER, "jsma", "sparse-rs")
 
@@ -231,7 +232,7 @@ def network_arguments(parser):
     which.add_argument("--weights", type=named(Path), metavar="FILE.npz", help="a weight file instead")
 
 
-def attack_arguments(parser, images="297 of digits, 1000 of mnist"):
+def attack_arguments(parser, images=", ".join(f"{count} of {name}" for name, count in IMAGES.items())):
     """Add the options of attacks to a parser. images: what the default of --images is, in words."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -376,15 +377,15 @@ def train(name, dataset, protocol, folder, teacher=None):
         targets = training.distilled_labels(teacher, dataset.train_images, recipe.temperature, dropout)
     network = paper_cnn(seed=protocol.seed).to(protocol.device)
     steps = len(dataset.train_images) // recipe.batch
-    progress = Progress(f"{name}, T = {recipe.temperature:g}", recipe.epochs * steps)
-    finished = []
+    progress, epochs = Progress(f"{name}, T = {recipe.temperature:g}", recipe.epochs * steps), 0
 
     def on_epoch(row):
-        finished.append(row["epoch"])
-        progress(row["epoch"] * steps, f"epoch {row['epoch']}, test {row['test_accuracy']:.2%}")
+        nonlocal epochs
+        epochs = row["epoch"]
+        progress(epochs * steps, f"epoch {epochs}, test {row['test_accuracy']:.2%}")
 
     def on_step(done, _):
-        progress((finished[-1] if finished else 0) * steps + done)
+        progress(epochs * steps + done)
 
     try:
         history = training.fit(
@@ -500,9 +501,10 @@ def sample(dataset, count, seed, first=False):
     return Sample(dataset.test_images[indices], dataset.test_labels[indices], indices, None if first else seed)
 
 
-def chosen_sample(options, dataset, default):
-    """The Sample of the options that attack_arguments adds, of `default` images where they are silent."""
-    return sample(dataset, options.first or options.images or default, options.seed, options.first is not None)
+def chosen_sample(options, dataset, default=None):
+    """The Sample of the options that attack_arguments adds; where they are silent, of `default` or the IMAGES."""
+    count = options.first or options.images or default or IMAGES[options.dataset]
+    return sample(dataset, count, options.seed, options.first is not None)
 
 
 def one_image(option, index, dataset):
@@ -521,10 +523,10 @@ def network_key(network):
         "ties": pool_ties(network),
         "dtype": str(network.dtype),
         "device": network.device,
-    } | _arithmetic()
+    } | arithmetic()
 
 
-def _arithmetic():
+def arithmetic():
     """What the bits of results depend on beside the sources."""
     return {"convolutions": cpu.convolutions().partition(":")[0], "flushes_denormals": cpu.flushes_denormals()}
 

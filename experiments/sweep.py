@@ -163,9 +163,7 @@ def code():
     return {
         "engine": common.digest_of_sources(),
         "measurement": common.digest(np.frombuffer(inspect.getsource(measure).encode(), np.uint8)),
-        "convolutions": cpu.convolutions().partition(":")[0],
-        "flushes_denormals": cpu.flushes_denormals(),
-    }
+    } | common.arithmetic()
 
 
 def run(plan, job, weights=None):
