@@ -7,7 +7,6 @@ the others need.
 import argparse
 import contextlib
 import csv
-import dataclasses
 import functools
 import hashlib
 import io
@@ -32,12 +31,12 @@ from experiments.command import Parser, UsageError, default_folder, experiment_n
 from experiments.command import beside as beside
 from experiments.command import require as require
 from experiments.command import run as run
-from minicnn import backend, cpu, data, training, weights
+from minicnn import backend, cpu, data, weights
 from minicnn.compiled import kernel_folder
 from minicnn.files import is_stream, read_file, write_atomically
 from minicnn.paper import attacks
 from minicnn.paper.jsma import jsma
-from minicnn.paper.networks import NETWORKS, PENALTY, TEMPERATURE, paper_cnn, pool_ties
+from minicnn.paper.networks import NETWORKS, paper_cnn, pool_ties
 from minicnn.paper.sparse_rs import sparse_rs
 
 
@@ -53,13 +52,6 @@ RESULTS = _from_here(Path(__file__).resolve().parent / "results")
 PIXELS = 28 * 28  # of an image of either data set
 NARROWEST = 3.2  # inches, of a picture
 CHARACTERS_AN_INCH = 11  # of a picture's title
-
-# The paper's protocol ("Training parameters") is that of MNIST. The 1,500 digits need smaller batches, and the full
-# rate for the distilled network too: at half of it, it is still at chance after 25 epochs of 46 steps.
-DATASET_DEFAULTS = {
-    "mnist": {"batch": 128, "epochs": 50, "learning_rate": 0.1, "distilled_rate": 0.05},
-    "digits": {"batch": 32, "epochs": 25, "learning_rate": 0.1, "distilled_rate": 0.1},
-}
 
 IMAGES = {"digits": 297, "mnist": 1000}  # attacked, where neither the options nor the experiment say how many
 GPU_IMAGES = 20  # times as many as two cores do, a GPU attacks in the same time
@@ -157,36 +149,6 @@ def arguments(module_doc, datasets=("digits", "mnist"), out="runs/DATASET"):
     meaning = "results as JSON, pictures and tables beside it; default: in the folder"
     parser.add_argument("--json", type=json_file, metavar="FILE.json", help=meaning)
     return parser
-
-
-def training_arguments(parser):
-    """Add the options of training to a parser."""
-    parser.add_argument("--epochs", type=positive(int), help="default: 50 for mnist, 25 for digits")
-    parser.add_argument("--batch", type=positive(int), help="samples a step; default: 128 for mnist, 32 for digits")
-    parser.add_argument(
-        "--validation",
-        type=int,
-        help="training samples set apart; default: 1000 of mnist, as the author had it (the paper's text says 10000)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=positive(float),
-        default=TEMPERATURE,
-        help="T > 0 that the networks temperature and distilled are trained at; default: 20",
-    )
-    meaning = "dropout while the distilled labels are computed: on as the author did, off as Papernot et al."
-    choice(parser, "--teacher-dropout", ("on", "off"), "on", meaning)
-    parser.add_argument("--no-graph", action="store_true", help="cuda: run each step by itself, for debugging")
-
-
-def refuse_training(options, option):
-    """Raises UsageError where the options say how to train, though `option` is given, which names trained networks."""
-    parser = argparse.ArgumentParser()
-    training_arguments(parser)
-    names = ("epochs", "batch", "validation", "teacher_dropout", "no_graph")
-    given = [f"--{n.replace('_', '-')}" for n in names if getattr(options, n) != parser.get_default(n)]
-    if given:
-        raise UsageError(f"{option} takes networks as they are: leave out {', '.join(given)}, or train")
 
 
 def denominator_argument(parser):
@@ -298,114 +260,6 @@ def load_data(name, validation=None):
     return dataset
 
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """How the four networks are trained on a data set.
-
-    dataset: its name; T > 0: of those trained at temperature; epochs, batch: as in a Recipe; seed: of initial weights,
-    shuffling and dropout; teacher_dropout: whether distilled labels are computed with dropout on; device; graph: as for
-    training.fit. Defaults are the command line's.
-    """
-
-    dataset: str
-    T: float
-    epochs: int
-    batch: int
-    seed: int = 0
-    teacher_dropout: bool = True
-    device: str = "cpu"
-    graph: bool = True
-
-    def recipe(self, name):
-        """The Recipe of one of the NETWORKS."""
-        trained, defaults = NETWORKS[name], DATASET_DEFAULTS[self.dataset]
-        return training.Recipe(
-            temperature=self.T if trained.at_temperature else 1.0,
-            learning_rate=defaults["distilled_rate" if trained.teacher else "learning_rate"],
-            l2=PENALTY,
-            batch=self.batch,
-            epochs=self.epochs,
-            seed=self.seed,
-        )
-
-    def file_name(self, name):
-        """What the files of one of the NETWORKS are called: its name, and what is not the data set's default."""
-        trained = NETWORKS[name]
-        others = {
-            f"-T{self.T}".removesuffix(".0"): trained.at_temperature and self.T != TEMPERATURE,
-            f"-seed{self.seed}": self.seed != 0,
-            f"-batch{self.batch}": self.batch != DATASET_DEFAULTS[self.dataset]["batch"],
-            "-teacher-without-dropout": trained.teacher and not self.teacher_dropout,
-        }
-        return name + "".join(text for text, differs in others.items() if differs)
-
-
-def protocol(options):
-    """The Protocol of the options that training_arguments adds."""
-    defaults = DATASET_DEFAULTS[options.dataset]
-    return Protocol(
-        dataset=options.dataset,
-        T=options.temperature,
-        epochs=options.epochs or defaults["epochs"],
-        batch=options.batch or defaults["batch"],
-        seed=options.seed,
-        teacher_dropout=options.teacher_dropout == "on",
-        device=options.device,
-        graph=not options.no_graph,
-    )
-
-
-def held_out(dataset):
-    """What training.fit evaluates after every epoch: the test set and, where there is one, the validation set."""
-    found = {"test": (dataset.test_images, dataset.test_labels)}
-    if len(dataset.validation_images):
-        found["validation"] = dataset.validation_images, dataset.validation_labels
-    return found
-
-
-def train(name, dataset, protocol, folder, teacher=None):
-    """Train one of the NETWORKS, or go on where it stopped; its teacher first, unless that is given. Returns (network,
-    history).
-
-    Writes to the folder, under protocol.file_name(name), .checkpoint.npz after every epoch, then .npz and .csv.
-    """
-    recipe, targets, file_name = protocol.recipe(name), dataset.train_labels, protocol.file_name(name)
-    if NETWORKS[name].teacher:
-        if teacher is None:
-            teacher, _ = train(NETWORKS[name].teacher, dataset, protocol, folder)
-        dropout = protocol.seed if protocol.teacher_dropout else None
-        targets = training.distilled_labels(teacher, dataset.train_images, recipe.temperature, dropout)
-    network = paper_cnn(seed=protocol.seed).to(protocol.device)
-    steps = len(dataset.train_images) // recipe.batch
-    progress, epochs = Progress(f"{name}, T = {recipe.temperature:g}", recipe.epochs * steps), 0
-
-    def on_epoch(row):
-        nonlocal epochs
-        epochs = row["epoch"]
-        progress(epochs * steps, f"epoch {epochs}, test {row['test_accuracy']:.2%}")
-
-    def on_step(done, _):
-        progress(epochs * steps + done)
-
-    try:
-        history = training.fit(
-            network,
-            dataset.train_images,
-            targets,
-            recipe,
-            held_out(dataset),
-            checkpoint=folder / f"{file_name}.checkpoint.npz",
-            on_step=on_step,
-            on_epoch=on_epoch,
-            graph=protocol.graph,
-        )
-    finally:
-        progress.close()
-    weights.save_weights(network, folder / f"{file_name}.npz", recipe.temperature, protocol.dataset)
-    write_csv(folder / f"{file_name}.csv", history)
-    return network, history
-
-
 def find_weights(name, dataset, folder, option):
     """The weight file of one of the NETWORKS, or of a Protocol.file_name, trained on the data set of that name: in the
     folder, else the committed one. Raises UsageError where there is none; option: what it advises instead."""
@@ -414,7 +268,7 @@ def find_weights(name, dataset, folder, option):
         if (place / f"{name}.npz").exists():
             return place / f"{name}.npz"
     network = max((network for network in NETWORKS if name.startswith(network)), key=len)
-    has = [other for other in DATASET_DEFAULTS if (RESULTS / other / f"{name}.npz").exists()]
+    has = [other for other in IMAGES if (RESULTS / other / f"{name}.npz").exists()]
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
         f"python -m experiments.train --dataset {dataset} --network {network}"
@@ -785,28 +639,3 @@ def save_figure(path, fig):
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
-
-
-def plot_history(path, name, T, *histories):
-    """Loss, error and time of every epoch as a picture; histories: one of every seed."""
-    fig, ((loss, error, seconds),) = figure(1, 3)
-    for i, history in enumerate(histories):
-        columns = {key: np.array([row[key] for row in history]) for key in history[0]}
-        epochs, hidden = columns["epoch"], "_" * i  # a label that begins so is in no legend
-        marked = {"markevery": max(1, len(epochs) // 8)}
-        loss.plot(epochs, columns["train_loss"], "C0-o", label=f"{hidden}training, T = {T:g}, dropout", **marked)
-        for kind, style in ("validation", "C1--s"), ("test", "C2-.^"):
-            if f"{kind}_loss" in columns:
-                loss.plot(epochs, columns[f"{kind}_loss"], style, label=f"{hidden}{kind}, loss at T = 1", **marked)
-                error.plot(epochs, 100 * (1 - columns[f"{kind}_accuracy"]), style, **marked)
-        seconds.plot(epochs, columns["seconds"], "C0-")
-    seconds.set_ylim(0, 1.05 * max(row["seconds"] for history in histories for row in history))
-    for axes, title in (loss, "loss (nats)"), (error, "error (%)"), (seconds, "seconds an epoch"):
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (loss, error):
-        plain_numbers(axes.yaxis)
-    fig.legend(loc="outside lower center", ncols=3)
-    reached = ", ".join(f"{history[-1]['test_accuracy']:.2%} after {len(history)} epochs" for history in histories)
-    head(fig, f"{name}: test accuracy {reached}")
-    save_figure(path, fig)

@@ -20,6 +20,7 @@ from experiments import common
 from experiments.budget import COLORS, budget, describe_budget, draw_budget, tell_budget
 from experiments.curves import BUDGETS, DRAWN, ONE_MAP, PART, STRONGER, describe_curves, draw_curves, moves_to_success
 from experiments.report import Parts, Picture, Section, Table
+from experiments.train import chosen_protocol, plot_history, refuse_training, train, training_arguments
 from minicnn import training
 from minicnn.paper import attacks, masking
 from minicnn.paper.networks import NETWORKS, PAPER_NETWORKS, rescaled
@@ -467,8 +468,8 @@ def find_or_train(parts, dataset, protocol, folder, ties):
             print(f"{name}: {path}, taken as it is", flush=True)
         except common.UsageError:
             print(f"{name}: to be trained, {protocol.epochs} epochs", flush=True)
-            _, history = common.train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
-            common.plot_history(folder / f"{file_name}.png", name, T, history)
+            _, history = train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
+            plot_history(folder / f"{file_name}.png", name, T, history)
             path = folder / f"{file_name}.npz"
         found[name] = common.load_network(path, protocol.device, ties, T=T, dataset=protocol.dataset)
     return found
@@ -490,13 +491,13 @@ def file_name(parts):
 
 def main(options):
     if options.weights:
-        common.refuse_training(options, "--weights")
+        refuse_training(options, "--weights")
         named = [name for name, _ in options.weights]
         if len(set(named)) < len(named):
             raise common.UsageError(f"--weights names a network twice: {', '.join(named)}")
         if "standard" not in named:
             raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
-    dataset, protocol = common.load_data(options.dataset, options.validation), common.protocol(options)
+    dataset, protocol = common.load_data(options.dataset, options.validation), chosen_protocol(options)
     if options.weights:
         told = {"device": options.device, "ties": options.ties, "dataset": options.dataset}
         trained = {
@@ -531,6 +532,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--weights", nargs="+", type=named_weights, metavar="NAME=FILE.npz", help="these networks and no others"
     )
-    common.training_arguments(parser)
+    training_arguments(parser)
     common.attack_arguments(parser, "100 of digits, 300 of mnist; all for gradient_budget")
     common.run(main, parser, lambda options: file_name(options.parts))

@@ -21,6 +21,7 @@ import numpy as np
 from experiments import article, claims, common, explore, figures, masking, report
 from experiments.author_networks import author_networks
 from experiments.claims import Missing
+from experiments.train import chosen_protocol, plot_history, refuse_training, train, training_arguments
 from minicnn import training
 from minicnn.paper import attacks
 from minicnn.paper.attacks import ARITHMETICS
@@ -58,14 +59,14 @@ class Plan:
 
 def main(options):
     if options.trained:
-        common.refuse_training(options, "--trained")
+        refuse_training(options, "--trained")
     seeds = common.seeds(options)
     dataset = common.load_data(options.dataset, options.validation)
     sample = common.sample(dataset, len(dataset.test_labels), options.seed, options.first is not None)
     store, asked = common.Store(options.out / "parts"), options.first or options.images
     counts = image_counts(dataset, asked, options.expensive, options.refreshed)
     plan = Plan(counts, common.setting(options), options.denominator, options.temperature)
-    protocols = [dataclasses.replace(common.protocol(options), seed=seed) for seed in seeds]
+    protocols = [dataclasses.replace(chosen_protocol(options), seed=seed) for seed in seeds]
     names = PAPER_NETWORKS if options.trained is None else those_there(options.trained, protocols)
 
     if options.trained:  # what a seed lacks is missed before the attacks on another
@@ -166,7 +167,7 @@ def find_networks(names, dataset, protocol, trained, folder, ties):
     if trained:
         histories = {name: common.read_csv(trained / f"{protocol.file_name(name)}.csv") for name in names}
     else:
-        histories = {name: common.train(name, dataset, protocol, folder)[1] for name in names}
+        histories = {name: train(name, dataset, protocol, folder)[1] for name in names}
     networks = {}
     for name in names:
         path, T = (trained or folder) / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature
@@ -286,7 +287,7 @@ def draw(folder, sample, networks, histories, their_networks, runs, plan, enviro
         captions[f"saliency_{name}"] = f"Saliency maps of the {name} network; above them their largest absolute entry."
     for name, history in histories.items():
         T = plan.trained_T if NETWORKS[name].at_temperature else 1.0
-        common.plot_history(folder / f"{name}.png", name, T, *history)
+        plot_history(folder / f"{name}.png", name, T, *history)
         captions[name] = f"Training of the {name} network{', every seed' * (len(history) > 1)}."
     return {name: report.Picture(caption, folder / f"{name}.png") for name, caption in captions.items()}
 
@@ -361,7 +362,7 @@ def command_line():
         "--masking", action="store_true", help="add experiments.masking to the report, some minutes to half an hour"
     )
     parser.add_argument("--seeds", type=common.positive(int), default=1, help="N seeds, from --seed on: means, spreads")
-    common.training_arguments(parser)
+    training_arguments(parser)
     common.attack_arguments(parser, "all, for Algorithms 1 and 3; no other takes more")
     common.denominator_argument(parser)
     return parser

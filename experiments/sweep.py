@@ -41,6 +41,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import command, common, report
+from experiments.train import DATASET_DEFAULTS, Protocol, held_out
 from minicnn import cpu, data, training
 from minicnn.paper import attacks
 from minicnn.paper.networks import paper_cnn, rescaled
@@ -132,7 +133,7 @@ class Plan:
     checkpoints, None where a job may not write; threads: of a job; code: of `code`, where the plan was made.
     """
 
-    protocol: common.Protocol
+    protocol: Protocol
     validation: int | None
     indices: tuple[int, ...]
     setting: attacks.Setting
@@ -198,7 +199,7 @@ def train(name, dataset, protocol, folder):
         dataset.train_images,
         dataset.train_labels,
         protocol.recipe(name),
-        common.held_out(dataset) if folder else None,
+        held_out(dataset) if folder else None,
         checkpoint=folder and folder / f"{protocol.file_name(name)}.checkpoint.npz",
     )
     return get_weights(network)
@@ -545,12 +546,12 @@ def main(options):
     if options.scheduler and options.workers:
         raise common.UsageError("--workers are processes of this machine: a Dask cluster has those that it has")
     seeds = common.seeds(options)
-    dataset, defaults = common.load_data(options.dataset, options.validation), common.DATASET_DEFAULTS[options.dataset]
+    dataset, defaults = common.load_data(options.dataset, options.validation), DATASET_DEFAULTS[options.dataset]
     sample = common.chosen_sample(options, dataset, IMAGES[options.dataset])
     results = common.environment(options)
     cores = results["machine"]["cores"]
     workers = options.workers or (cores if options.device == "cpu" else 1)
-    protocol = common.Protocol(
+    protocol = Protocol(
         dataset=options.dataset,
         T=1.0,
         epochs=options.epochs or defaults["epochs"],

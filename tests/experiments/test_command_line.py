@@ -531,7 +531,7 @@ def test_more_images_than_there_are_is_said_once(untrained, tmp_path, monkeypatc
         raise common.UsageError("stopped here")
 
     monkeypatch.setattr(common, "attack", stop)
-    monkeypatch.setattr(common, "train", stop)
+    monkeypatch.setattr("experiments.train.train", stop)
     path = untrained / "standard.npz"
     weights = {"masking": ["--weights", f"standard={path}", "--parts", "control"], "reproduce": []}
     options = weights.get(experiment, ["--weights", path])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import common, curves, masking, report
+from experiments.train import Protocol, train
 from minicnn.paper import attacks
 from minicnn.paper import masking as numbers
 from minicnn.paper.networks import NETWORKS, rescaled
@@ -200,7 +201,7 @@ def test_find_or_train_finds_some_and_trains_the_others(base, dataset, tmp_path,
     """The one that the paper has not: `distilled` at T = 1 throughout, on the labels of `standard`."""
     for name in ("temperature", "distilled"):
         save_weights(base, tmp_path / f"{name}.npz")
-    protocol = common.Protocol("digits", T=20.0, epochs=1, batch=32)
+    protocol = Protocol("digits", T=20.0, epochs=1, batch=32)
     found = masking.find_or_train(["two_by_two_by_two"], dataset, protocol, tmp_path, "first")
     assert list(found) == list(NETWORKS) and found["standard"].layers["pool1"].ties == "first"
     assert np.array_equal(correct(found["temperature"], dataset.test_images, dataset.test_labels), np.ones(IMAGES))
@@ -220,11 +221,11 @@ def test_find_or_train_takes_the_labels_of_the_teacher_that_is_there(base, datas
     for name in ("standard", "temperature", "distilled"):
         save_weights(base, tmp_path / f"{name}.npz")
     before = (tmp_path / "standard.npz").read_bytes()
-    protocol = common.Protocol("digits", T=20.0, epochs=1, batch=32)
+    protocol = Protocol("digits", T=20.0, epochs=1, batch=32)
     found = masking.find_or_train(["two_by_two_by_two"], dataset, protocol, tmp_path, "all")
     assert (tmp_path / "standard.npz").read_bytes() == before and not (tmp_path / "standard.checkpoint.npz").exists()
     assert (tmp_path / "standard-distilled.png").exists()
-    direct, _ = common.train("standard-distilled", dataset, protocol, tmp_path / "direct", teacher=base)
+    direct, _ = train("standard-distilled", dataset, protocol, tmp_path / "direct", teacher=base)
     for name, weights in get_weights(direct).items():
         assert np.array_equal(get_weights(found["standard-distilled"])[name], weights)
 
@@ -254,15 +255,15 @@ def test_find_or_train_takes_no_network_of_another_temperature(base, dataset, tm
     """Not that of the same name, trained at 20, where 5 is asked for; and next time its own."""
     for name in ("standard", "temperature"):
         save_weights(base, tmp_path / f"{name}.npz", 20 if name == "temperature" else 1)
-    protocol, trained = common.Protocol("digits", T=5.0, epochs=1, batch=32), []
+    protocol, trained = Protocol("digits", T=5.0, epochs=1, batch=32), []
 
     def train(name, dataset, protocol, folder, teacher):
         trained.append(name)
         save_weights(base, folder / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature)
         return None, None
 
-    monkeypatch.setattr(common, "train", train)
-    monkeypatch.setattr(common, "plot_history", lambda *_: None)
+    monkeypatch.setattr(masking, "train", train)
+    monkeypatch.setattr(masking, "plot_history", lambda *_: None)
     monkeypatch.setitem(masking.PARTS, "few", masking.PARTS["control"]._replace(needs=["standard", "temperature"]))
     for _ in range(2):
         found = masking.find_or_train(["few"], dataset, protocol, tmp_path, "all")

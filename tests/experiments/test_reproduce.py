@@ -8,6 +8,7 @@ import pytest
 
 from experiments import claims, common, figures, masking, report, reproduce
 from experiments.author_networks import author_networks
+from experiments.train import Protocol
 from minicnn import correct, data
 from minicnn.paper import attacks
 from minicnn.paper.attacks import ARITHMETICS, Setting
@@ -294,7 +295,7 @@ def test_find_networks_trains_them(digits, tmp_path):
     """On 64 samples for an epoch: each at its temperature, the distilled one on its teacher's labels. No picture: that
     is for when the results are written."""
     few = digits._replace(train_images=digits.train_images[:64], train_labels=digits.train_labels[:64])
-    protocol = common.Protocol("digits", T=20.0, epochs=1, batch=32, seed=3)
+    protocol = Protocol("digits", T=20.0, epochs=1, batch=32, seed=3)
     networks, histories = reproduce.find_networks(PAPER_NETWORKS, few, protocol, None, tmp_path, "all")
     assert [len(history) for history in histories.values()] == [1, 1, 1]
     assert list(networks) == list(histories) == list(PAPER_NETWORKS)

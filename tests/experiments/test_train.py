@@ -1,6 +1,8 @@
-"""python -m experiments.train: what it writes, and that a stopped or killed run goes on to the same bits."""
+"""The paper's training, and python -m experiments.train: what it writes, and that a stopped or killed run goes on to
+the same bits."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -13,9 +15,75 @@ import numpy as np
 import pytest
 
 from experiments import common
+from experiments.train import Protocol, plot_history, train
 from minicnn import correct, data
-from minicnn.weights import load_npz, trained_at
+from minicnn.weights import get_weights, load_npz, trained_at
 from tests.experiments.conftest import PNG, TRAIN, TRAINED, assert_mistake, read_json, run, start, succeed
+
+PROTOCOL = Protocol("mnist", T=20.0, epochs=50, batch=128)
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature", "rate"),
+    [("standard", 1, 0.1), ("temperature", 20, 0.1), ("distilled", 20, 0.05), ("standard-distilled", 1, 0.05)],
+)
+def test_protocol_recipe_of_each_network(name, temperature, rate):
+    recipe = PROTOCOL.recipe(name)
+    assert (recipe.temperature, recipe.learning_rate) == (temperature, rate)
+    assert (recipe.epochs, recipe.batch, recipe.seed, recipe.l2) == (50, 128, 0, {"dense3_W": 0.01})
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "T"), [("distilled", "temperature", 5.0), ("standard-distilled", "standard", 1.0)]
+)
+def test_train_trains_the_teacher_first(tmp_path, name, teacher, T):
+    """At the temperature of the table; the student's targets depend on the teacher's dropout."""
+    images, labels = np.random.default_rng(0).random((48, 1, 28, 28), np.float32), np.arange(48) % 10
+    dataset = data.Dataset("digits", images[:32], labels[:32], *2 * (images[32:], labels[32:]))
+    protocol = Protocol("digits", T=5.0, epochs=1, batch=16)
+    students = []
+    for on in (True, False):
+        folder = tmp_path / str(on)
+        told = dataclasses.replace(protocol, teacher_dropout=on)
+        network, history = train(name, dataset, told, folder)
+        files = [told.file_name(name), told.file_name(teacher)]
+        assert {f"{file}.{end}" for file in files for end in ("npz", "csv", "checkpoint.npz")} == {
+            path.name for path in folder.iterdir()
+        }
+        students.append(get_weights(network))
+        recipe = json.loads(str(load_npz(folder / f"{files[1]}.checkpoint.npz")["fingerprint"]))
+        assert [trained_at(folder / f"{file}.npz") for file in files] == [T, T]
+        assert recipe["temperature"] == T and len(history) == 1
+    assert not np.array_equal(students[0]["dense3_W"], students[1]["dense3_W"])
+    assert len({(tmp_path / str(on) / f"{files[1]}.npz").read_bytes() for on in (True, False)}) == 1
+
+
+def test_protocol_names_files_by_what_is_not_the_default():
+    names = {
+        (): "distilled",
+        (("T", 5.0),): "distilled-T5",
+        (("T", 0.1), ("seed", 2**64 - 1)): "distilled-T0.1-seed18446744073709551615",
+        (("batch", 32),): "distilled-batch32",
+        (("teacher_dropout", False),): "distilled-teacher-without-dropout",
+        (("epochs", 1), ("graph", False), ("device", "cuda")): "distilled",
+    }
+    for changes, name in names.items():
+        protocol = dataclasses.replace(PROTOCOL, **dict(changes))
+        assert protocol.file_name("distilled") == name == common.network_name(name)
+    assert dataclasses.replace(PROTOCOL, T=5.0, teacher_dropout=False).file_name("standard") == "standard"
+
+
+def test_plot_history_of_several_seeds_names_each_curve_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(common, "save_figure", lambda path, fig: drawn.append(fig))
+    row = {"epoch": 1, "train_loss": 0.5, "test_loss": 0.4, "test_accuracy": 0.875, "seconds": 2.0}
+    plot_history(tmp_path / "a.png", "temperature", 20.0, [row], 2 * [row | {"test_accuracy": 0.75}])
+    (loss, accuracy, seconds), title = drawn[0].axes, drawn[0].get_suptitle()
+    assert [len(axes.lines) for axes in (loss, accuracy, seconds)] == [4, 2, 2]
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training, T = 20, dropout", "test, loss at T = 1"]
+    assert seconds.get_ylim()[1] > 2
+    assert title == "temperature: test accuracy 87.50% after 1 epochs, 75.00% after 2 epochs"
 
 
 def test_train_writes_weights_history_picture_and_json(trained):
