@@ -321,15 +321,14 @@ def main(options):
     sample = common.chosen_sample(options, dataset)
     setting, store = common.setting(options), common.Store(options.out / "parts")
     found, made = study(networks, dataset, sample, setting, options.seed, store)
-    common.write_json(
-        options.json,
-        common.environment(options)
-        | {"weights": {name: str(path) for name, path in paths.items()}, "ties": options.ties}
-        | {"trained_at": {name: trained_at(path) for name, path in paths.items()}}
-        | {"setting": {key: value for key, value in vars(setting).items() if key != "arithmetic"}}
-        | {"sample": sample.taken()}
-        | found,
-    )
+    told = {
+        "weights": {name: str(path) for name, path in paths.items()},
+        "ties": options.ties,
+        "trained_at": {name: trained_at(path) for name, path in paths.items()},
+        "setting": {key: value for key, value in vars(setting).items() if key != "arithmetic"},
+        "sample": sample.taken(),
+    }
+    common.write_results(options, told | found)
     print(f"{sample}\n\n{describe(found)}")
     pictures = [common.beside(options, name) for name in ("adversarial_samples.png", "pixels_changed.png")]
     common.written(options.json, *pictures)

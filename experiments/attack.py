@@ -27,7 +27,7 @@ from minicnn import correct, predict
 from minicnn.paper import attacks
 from minicnn.paper.saliency import saliency_maps
 from minicnn.paper.statistics import summary
-from minicnn.weights import save_npz, trained_at
+from minicnn.weights import save_npz
 
 
 def file_name(options):
@@ -36,46 +36,46 @@ def file_name(options):
     return f"attack_{common.chosen_name(options)}_{options.algorithm}{arithmetic}"
 
 
-def samples(index, images, labels, result, decisions):
-    """What an attack made of images (N, C, H, W), as the arrays of its .npz: name -> array over all N.
+def samples(sample, result, decisions):
+    """What an attack made of a common.Sample, as the arrays of its .npz: name -> array over all N images.
 
-    index (N,): of the test images; result: the AttackResult; decisions (N,): of the network on result.adversarial.
+    result: the AttackResult; decisions (N,): of the network on result.adversarial.
     """
-    changed = attacks.changed_pixels(images, result)
+    changed = attacks.changed_pixels(sample.images, result)
     return {
-        "index": index,
-        "images": images,
-        "labels": labels,
+        "index": sample.indices,
+        "images": sample.images,
+        "labels": sample.labels,
         "adversarial": result.adversarial,
         "decisions": decisions,
         "attacked": result.attacked,
         "succeeded": result.succeeded,
         "moves": result.moves,
-        "changed": changed.reshape(images.shape),
+        "changed": changed.reshape(sample.images.shape),
         "pixels_changed": changed.sum(axis=1),
     }
 
 
-def outcome(sample):
-    """What became of one image, as two lines. sample: samples of this image alone."""
-    moves, pixels, decision = (sample[name][0] for name in ("moves", "pixels_changed", "decisions"))
-    if not sample["attacked"][0]:
+def outcome(made):
+    """What became of one image, as two lines. made: samples of this image alone."""
+    moves, pixels, decision = (made[name][0] for name in ("moves", "pixels_changed", "decisions"))
+    if not made["attacked"][0]:
         return f"not attacked: misclassified before,\nseen as {decision}"
-    still = "" if sample["succeeded"][0] else "still "
+    still = "" if made["succeeded"][0] else "still "
     return f"{moves} moves, {pixels} pixels changed,\n{still}seen as {decision}"
 
 
-def draw(path, sample, found, title):
+def draw(path, made, found, title):
     """One image before and after, the changed pixels in red, and between the two its map unless found is None.
 
-    sample: samples of this image alone; found: its SaliencyMaps.
+    made: samples of this image alone; found: its SaliencyMaps.
     """
     fig, ((before, *between, after),) = common.figure(1, 2 if found is None else 3, width=2.4, height=3.7)
-    image, adversarial = sample["images"][0, 0], sample["adversarial"][0, 0]
-    figures.show_image(before, image, f"test image {sample['index'][0]},\nlabel {sample['labels'][0]}")
+    image, adversarial = made["images"][0, 0], made["adversarial"][0, 0]
+    figures.show_image(before, image, f"test image {made['index'][0]},\nlabel {made['labels'][0]}")
     for axes in between:
         figures.show_map(axes, found.maps[0, 0], f"saliency map,\n{figures.largest_gradient(found)}")
-    figures.show_moves(after, image, adversarial, outcome(sample))
+    figures.show_moves(after, image, adversarial, outcome(made))
     if between:
         figures.show_colours(fig, np.array([before, *between, after]))
     common.head(fig, title)
@@ -119,7 +119,7 @@ def main(options):
         )
     path = common.chosen_weights(options)
     other = options.other and common.weights_of(options.other, options, "--other FILE.npz")
-    T, dataset, network = trained_at(path), common.load_data(options.dataset), common.load_chosen(path, options)
+    network, dataset = common.load_chosen(path, options), common.load_data(options.dataset)
     shown = None if options.show is None else common.one_image("--show", options.show, dataset)
     sample = common.chosen_sample(options, dataset)
     setting, store = common.setting(options, options.arithmetic), common.Store(options.out / "parts")
@@ -127,13 +127,12 @@ def main(options):
         setting = dataclasses.replace(setting, skip_unchanged=True)
 
     def run(sample):
-        images, labels = sample.images, sample.labels
-        result = common.attack(network, images, labels, options.algorithm, setting, store, seed=options.seed)
-        decisions = predict(network, result.adversarial).argmax(axis=1)
-        return result, samples(sample.indices, images, labels, result, decisions)
+        what = sample.images, sample.labels, options.algorithm
+        result = common.attack(network, *what, setting, store, seed=options.seed)
+        return result, samples(sample, result, predict(network, result.adversarial).argmax(axis=1))
 
-    told = {"weights": str(path), "trained_at": T, "ties": options.ties, "sample": sample.taken()}
-    told |= {"algorithm": options.algorithm, "setting": vars(setting), "denominator": options.denominator}
+    told = common.about_network(path, options) | {"sample": sample.taken(), "algorithm": options.algorithm}
+    told |= {"setting": vars(setting), "denominator": options.denominator}
     right = {}
     if other:
         told["other"] = str(other)
@@ -143,20 +142,14 @@ def main(options):
     counted = common.counted(options.denominator, right, "attacked", len(sample.labels))
     found = summary(result, counted)
     pixels = made["pixels_changed"][result.succeeded & counted]
-    common.tell_replaced(options.json, seed=options.seed, **told)
-    common.write_json(
-        options.json,
-        common.environment(options)
-        | told
-        | found
-        | {
-            "median_pixels_of_successes": np.median(pixels) if len(pixels) else None,
-            "moves_by_image": result.moves,
-            "pixels_changed_by_image": made["pixels_changed"],
-            "succeeded_by_image": result.succeeded,
-            "attacked_by_image": result.attacked,
-        },
-    )
+    by_image = {
+        "median_pixels_of_successes": np.median(pixels) if len(pixels) else None,
+        "moves_by_image": result.moves,
+        "pixels_changed_by_image": made["pixels_changed"],
+        "succeeded_by_image": result.succeeded,
+        "attacked_by_image": result.attacked,
+    }
+    common.write_results(options, told | found | by_image, inputs=("seed", *told))
     kept = common.beside(options, f"{file_name(options)}.npz")
     save_npz(kept, made)
     title = common.attack_name(options.algorithm, options.arithmetic)

@@ -150,12 +150,8 @@ def main(options):
     networks = {name: convert(options.clone, pickle) for name, pickle in PICKLES.items()}
     for name, arrays in networks.items():
         save_npz(options.out / f"{name}.npz", {array: arrays[array] for array in LAYER_BY_LAYER})
-    common.write_json(
-        options.json,
-        common.environment(options)
-        | {"commit": COMMIT}
-        | {"networks": {name: {"path": pickle.path, "sha256": pickle.sha256} for name, pickle in PICKLES.items()}},
-    )
+    sources = {name: {"path": pickle.path, "sha256": pickle.sha256} for name, pickle in PICKLES.items()}
+    common.write_results(options, {"commit": COMMIT, "networks": sources})
     print(f"written: {', '.join(f'{name}.npz' for name in networks)} in {options.out}")
     found = find_folder()
     if found is None or found.resolve() != options.out.resolve():

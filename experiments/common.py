@@ -324,6 +324,11 @@ def load_chosen(path, options, **told):
     return load_network(path, options.device, options.ties, dataset=options.dataset, **told)
 
 
+def about_network(path, options):
+    """What a JSON of results tells of the network of a weight file."""
+    return {"weights": str(path), "trained_at": weights.trained_at(path), "ties": options.ties}
+
+
 class Sample(NamedTuple):
     """Test images (N, 1, 28, 28), their labels (N,), their indices in the test set (N,), and the seed that drew them,
     None for the first ones."""
@@ -561,14 +566,16 @@ def write_json(path, results):
     write_atomically(path, f"{text}\n".encode())
 
 
-def tell_replaced(path, **told):
-    """A note where the JSON of results at `path`, which is to be written, is there already and tells otherwise: by what
-    name -> value."""
+def write_results(options, results, inputs=()):
+    """Write the JSON of an experiment: the environment, and results. inputs: names in it that tell runs apart; a note
+    says where the JSON that is replaced differs in one of them."""
+    path, results = options.json, environment(options) | results
     with contextlib.suppress(AttributeError, OSError, RecursionError, ValueError):
         found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        told = json.loads(json.dumps(told, default=lambda array: array.tolist()))
+        told = json.loads(json.dumps({name: results[name] for name in inputs}, default=lambda array: array.tolist()))
         if differ := [name for name, value in told.items() if name in found and found[name] != value]:
             note(f"{path} differs in {' and '.join(differ)}: it is replaced")
+    write_json(path, results)
 
 
 def written(*paths):

@@ -12,7 +12,6 @@ import numpy as np
 
 from experiments import common
 from minicnn.paper import proof1_measured as measured
-from minicnn.weights import trained_at
 
 
 def section(title, columns, rows, note):
@@ -219,9 +218,9 @@ def of_network(path, options, rng):
     if len(chosen) < options.images:
         raise common.UsageError(f"the network classifies {len(chosen)} test images correctly: fewer than --images")
     case = network, dataset.test_images[chosen].astype(np.float64), dataset.test_labels[chosen]
-    figures = {"weights": str(path), "trained_at": trained_at(path), "ties": options.ties, "images": chosen}
     summary, moves = measured.equation_1(*case, rng)
-    return figures | {"chain_rule": measured.chain_rule(*case), "equation_1": summary}, moves
+    figures = {"images": chosen, "chain_rule": measured.chain_rule(*case), "equation_1": summary}
+    return common.about_network(path, options) | figures, moves
 
 
 def walk(options):
@@ -241,7 +240,7 @@ def walk(options):
         # Whatever is wrong with the network, the first four parts are complete without it.
         missing = error
         results["parts_5_and_6_missing"] = str(error)
-    common.write_json(options.json, common.environment(options) | results)
+    common.write_results(options, results)
 
     pictures = [common.beside(options, "proof1.png")]
     print(equations_text(results))
@@ -265,7 +264,7 @@ def main(options):
     from minicnn.paper import proof1_symbolic as symbolic  # SymPy takes a second
 
     rows = [symbolic.verdict(statement) for statement in (*symbolic.IDENTITIES, *symbolic.SLIPS)]
-    common.write_json(options.json, common.environment(options) | {"statements": rows})
+    common.write_results(options, {"statements": rows})
     print(symbolic_text(rows))
     print(f"   Written: {options.json}")
 

@@ -232,7 +232,7 @@ def main(options):
         wrong = failures(replayed)
         results = {"setting": {"limit": LIMIT, "maximum": 1.0, "T": 1.0, "ties": "all"}, "failures": wrong}
         runs = [{"his": run._asdict(), "ours": ours} for run, ours in replayed.items()]
-        common.write_json(options.json, common.environment(options) | results | {"runs": runs})
+        common.write_results(options, results | {"runs": runs})
         if arithmetic == "plain":
             print(f"\n{agreement(replayed)}\n\n{in_one_line(replayed)}.", flush=True)
             for sentence in wrong:

@@ -17,7 +17,6 @@ from experiments import common, figures, report
 from minicnn import predict
 from minicnn.paper import attacks
 from minicnn.paper.saliency import saliency_maps
-from minicnn.weights import trained_at
 
 DRAWN = 10  # images in a picture at most, side by side
 
@@ -59,9 +58,7 @@ def ending(options):
 
 def main(options):
     path = common.chosen_weights(options)
-    trained_T = trained_at(path)
-    dataset = common.load_data(options.dataset)
-    network = common.load_chosen(path, options)
+    network, dataset = common.load_chosen(path, options), common.load_data(options.dataset)
     if options.index is None:
         sample = common.chosen_sample(options, dataset, 8)
     elif options.images or options.first:
@@ -74,19 +71,14 @@ def main(options):
     result = common.attack(network, images, labels, "1", setting, common.Store(options.out / "parts"))
     decisions = predict(network, result.adversarial).argmax(axis=1)
 
-    run = common.environment(options) | {
-        "weights": str(path),
-        "trained_at": trained_T,
-        "ties": options.ties,
-        "arithmetic": options.arithmetic,
-    }
     maps = [
         describe(found[options.arithmetic], i, index, labels[i])
         | {"algorithm_1": {"succeeded": bool(result.succeeded[i]), "moves": int(result.moves[i])}}
         for i, index in enumerate(sample.indices)
     ]
-    common.tell_replaced(options.json, seed=options.seed, weights=str(path), ties=options.ties)
-    common.write_json(options.json, run | (maps[0] if options.index is not None else {"maps": maps}))
+    told = common.about_network(path, options) | {"arithmetic": options.arithmetic}
+    shown = {"maps": maps} if options.index is None else maps[0]
+    common.write_results(options, told | shown, inputs=("seed", "weights", "ties"))
     print(f"{path}, {options.arithmetic}\n{report.Table([row(entry) for entry in maps])}")
     title = f"{common.chosen_name(options)}: Algorithm 1, {options.arithmetic}, at most {setting.limit} moves"
     if len(images) > DRAWN:

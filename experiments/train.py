@@ -202,7 +202,7 @@ def main(options):
     dataset = common.load_data(options.dataset, options.validation)
     _, history = train(name, dataset, protocol, options.out)
     last, file, recipe = history[-1], options.out / protocol.file_name(name), protocol.recipe(name)
-    common.write_json(options.json, common.environment(options) | {"recipe": vars(recipe), "history": history})
+    common.write_results(options, {"recipe": vars(recipe), "history": history})
     picture = file.with_name(f"{file.name}.png")
     plot_history(picture, name, recipe.temperature, history)
     print(
