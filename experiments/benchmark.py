@@ -102,10 +102,14 @@ def measure(contestants, repeats, warm_up=2, wait=lambda: None):
 
 
 class Parts:
-    """Measurements, each kept as soon as it is made: measured() makes it only once a day on one machine."""
+    """Measurements, each kept as soon as it is made: measured() makes it only once a day on one machine.
+
+    options: the command line; computes: who_computes; reference: the module torch_reference, or None for minicnn alone;
+    total: how many measurements.
+    """
 
     def __init__(self, options, computes, reference, total):
-        self.store = common.Store(options.out / "parts")
+        self.options, self.reference, self.store = options, reference, common.Store(options.out / "parts")
         sources = [__file__, reference.__file__] if reference else [__file__]
         machine = common.environment(options)["machine"]
         self.key = {
@@ -170,9 +174,9 @@ def our_functions(device, images, labels, batch, maps, graph=False):
     }
 
 
-def sides(device, seed, batch, maps, reference):
+def sides(options, batch, maps, reference):
     """Side -> name of a measurement -> a function of no arguments, on random images."""
-    rng = np.random.default_rng(seed)
+    rng, device = np.random.default_rng(options.seed), options.device
     images = rng.random((max(8 * batch, *maps.values()), 1, 28, 28), np.float32)
     labels = rng.integers(0, 10, len(images), np.int32)
     found = {"minicnn": our_functions(device, images, labels, batch, maps)}
@@ -184,13 +188,9 @@ def sides(device, seed, batch, maps, reference):
     return found
 
 
-def compare(parts, options, reference, batch=BATCH, maps=None, repeats=None):
-    """Seconds of the training step, the forward pass and the maps: task -> side -> median and minimum.
-
-    reference: the module torch_reference, or None for minicnn alone.
-    """
-    maps, repeats = maps or PLANS[options.device].maps, repeats or options.repeats
-    made = functools.cache(lambda: sides(options.device, options.seed, batch, maps, reference))
+def compare(parts, batch, maps, repeats):
+    """Seconds of the training step, the forward pass and the maps: task -> side -> median and minimum."""
+    made = functools.cache(lambda: sides(parts.options, batch, maps, parts.reference))
     return {
         task: parts.measured(
             {"task": task, "batch": batch},
@@ -221,32 +221,33 @@ def products(batch):
     return 3 * sum(forward) - forward[0]
 
 
-def floor(parts, options, step):
+def floor(parts, step):
     """What the products of a training step would take at the rate of sgemm, and how many times that a step takes.
 
     step: its seconds. Every thread multiplies square matrices of its own, with one thread of BLAS each.
     """
-    a = np.random.default_rng(options.seed).random((SGEMM, SGEMM), np.float32)
+    a = np.random.default_rng(parts.options.seed).random((SGEMM, SGEMM), np.float32)
     jobs = [np.empty_like(a) for _ in range(4 * cpu.threads())]
 
     def multiply():
         cpu.in_parallel(lambda out: np.matmul(a, a, out=out), jobs)
 
-    seconds = parts.measured({"task": "sgemm", "size": SGEMM}, lambda: {"sgemm": multiply}, options.repeats)["sgemm"]
-    rate = 2 * SGEMM**3 * len(jobs) / seconds["median"]
+    key, repeats = {"task": "sgemm", "size": SGEMM}, parts.options.repeats
+    seconds = parts.measured(key, lambda: {"sgemm": multiply}, repeats)["sgemm"]["median"]
+    rate = 2 * SGEMM**3 * len(jobs) / seconds
     found = {"operations": products(BATCH), "sgemm_per_second": rate, "seconds": products(BATCH) / rate}
     return found | {"ratio": step / found["seconds"]}
 
 
-def compare_scaling(parts, options, reference, set_threads):
+def compare_scaling(parts, set_threads):
     """The cost of 1 to 512 images at a time, with one thread and with all: a row with batch, threads and what compare
     found."""
-    rows = []
+    rows, options = [], parts.options
     for threads in sorted({1, options.threads}):
         set_threads(threads)
         for batch in options.batches:
             repeats = options.repeats if batch <= BATCH else max(1, options.repeats // 4)
-            found = compare(parts, options, reference, batch, {"saliency": batch}, repeats)
+            found = compare(parts, batch, {"saliency": batch}, repeats)
             rows.append({"batch": batch, "threads": threads, "seconds": found})
     set_threads(options.threads)
     return rows
@@ -269,32 +270,30 @@ def compare_training(dataset, recipe, reference):
     return results
 
 
-class Attacked:
-    """A trained network and the test images that it classifies correctly, to be attacked by both sides."""
+def compare_attacks(parts, network, dataset, cases):
+    """Attacks on the images that a trained network classifies correctly: a row for each of the cases, (algorithm, how
+    many images, repeats). A row has the algorithm, images, limit of moves, images a second of every side and, beside
+    PyTorch, the ratio of the rate of its better layout to ours."""
+    right = correct(network, dataset.test_images, dataset.test_labels)
+    images, labels = dataset.test_images[right], dataset.test_labels[right]
+    known = common.network_key(network) | {"images": common.digest(images), "task": "attack"}
+    chunk, reference = PLANS[network.device].chunk, parts.reference
 
-    def __init__(self, parts, network, dataset, limit, reference):
-        right = correct(network, dataset.test_images, dataset.test_labels)
-        self.parts, self.network, self.limit, self.reference = parts, network, limit, reference
-        self.images, self.labels = dataset.test_images[right], dataset.test_labels[right]
-        self.key = common.network_key(network) | {"images": common.digest(self.images)}
+    def contestants(x, y, algorithm, limit):
+        ours = functools.partial(attacks.attack, network, x, y, algorithm, attacks.Setting(limit=limit, chunk=chunk))
+        return {"minicnn": ours} | (reference.attacks(network, x, y, algorithm, limit, chunk) if reference else {})
 
-    def compare(self, algorithm, count, repeats):
-        """Figures of an algorithm on the first `count` images: images, limit, images a second of every side and, beside
-        PyTorch, the ratio of the rate of its better layout to ours."""
-        moves = min(self.limit, MOVES_OF_4) if algorithm == "4" else self.limit
-        case, chunk = (self.images[:count], self.labels[:count], algorithm), PLANS[self.network.device].chunk
-
-        def contestants():
-            setting = attacks.Setting(limit=moves, chunk=chunk)
-            ours = {"minicnn": functools.partial(attacks.attack, self.network, *case, setting)}
-            return ours | (self.reference.attacks(self.network, *case, moves, chunk) if self.reference else {})
-
-        key = self.key | {"task": "attack", "algorithm": algorithm, "count": count, "limit": moves}
-        seconds = self.parts.measured(key, contestants, repeats, warm_up=0)
-        figures = {side: len(case[0]) / of["median"] for side, of in seconds.items()}
-        if self.reference:
-            figures["ratio"] = max(_torch(figures)) / figures["minicnn"]
-        return figures | {"images": len(case[0]), "limit": moves}
+    rows = []
+    for algorithm, count, repeats in cases:
+        limit = min(parts.options.limit, MOVES_OF_4) if algorithm == "4" else parts.options.limit
+        case = images[:count], labels[:count], algorithm, limit
+        key = known | {"algorithm": algorithm, "count": count, "limit": limit}
+        seconds = parts.measured(key, functools.partial(contestants, *case), repeats, warm_up=0)
+        rates = {side: len(case[0]) / of["median"] for side, of in seconds.items()}
+        if reference:
+            rates["ratio"] = max(_torch(rates)) / rates["minicnn"]
+        rows.append({"algorithm": algorithm} | rates | {"images": len(case[0]), "limit": limit})
+    return rows
 
 
 def who_computes(torch=None):
@@ -364,7 +363,7 @@ def _attack_lines(algorithm, figures):
 
 
 def _rates(figures):
-    """Side -> images a second, of what Attacked.compare found."""
+    """Side -> images a second, of a row of compare_attacks."""
     return {side: rate for side, rate in figures.items() if side not in ("algorithm", "images", "limit", "ratio")}
 
 
@@ -466,19 +465,19 @@ def main(options):
 
     plan, computes = PLANS[options.device], who_computes(torch)
     attacked = list(zip("1234", options.images or plan.attacked, plan.attack_repeats, strict=False))
-    scaled = cases_of_scaling(plan, options.counts)
-    total = 2 + len(plan.maps) + (options.device == "cpu") + options.attacks * len(attacked)
-    total += cpu.convolutions() == "compiled"
-    if options.scaling:
-        total += len({1, options.threads}) * len(options.batches) * len(TASKS) + options.attacks * len(scaled)
+    scaled = cases_of_scaling(plan, options.counts) if options.scaling else []
+    total = 2 + len(plan.maps) + (options.device == "cpu") + (cpu.convolutions() == "compiled")
+    total += options.scaling * len({1, options.threads}) * len(options.batches) * len(TASKS)
+    total += options.attacks * len(attacked + scaled)
     parts = Parts(options, computes, reference, total)
 
-    results = {"seconds": compare(parts, options, reference), "compile_seconds": seconds_to_compile(parts)}
+    seconds = compare(parts, BATCH, plan.maps, options.repeats)
+    results = {"seconds": seconds, "compile_seconds": seconds_to_compile(parts)}
     if options.device == "cpu":
-        results |= ratios(results["seconds"]) if reference else {}
-        results["floor"] = floor(parts, options, results["seconds"]["train_step"]["minicnn"]["median"])
+        results |= ratios(seconds) if reference else {}
+        results["floor"] = floor(parts, seconds["train_step"]["minicnn"]["median"])
     if options.scaling:
-        results["scaling"] = compare_scaling(parts, options, reference, set_threads)
+        results["scaling"] = compare_scaling(parts, set_threads)
     if options.device == "cuda" or options.attacks:
         dataset = common.load_data(options.dataset)
         if asked > len(dataset.test_labels):
@@ -487,10 +486,10 @@ def main(options):
         recipe = dataclasses.replace(RECIPE, epochs=options.epochs, seed=options.seed)
         results["training"] = compare_training(dataset, recipe, reference)
     if options.attacks:
-        case = Attacked(parts, network, dataset, options.limit, reference)
-        results["attacks"] = {algorithm: case.compare(algorithm, *how) for algorithm, *how in attacked}
+        rows = compare_attacks(parts, network, dataset, attacked + scaled)
+        results["attacks"] = {row.pop("algorithm"): row for row in rows[: len(attacked)]}
         if options.scaling:
-            results["attack_scaling"] = [{"algorithm": of} | case.compare(of, *how) for of, *how in scaled]
+            results["attack_scaling"] = rows[len(attacked) :]
     parts.progress.close()
     environment = common.environment(options)
     if reference:

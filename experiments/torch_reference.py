@@ -219,7 +219,7 @@ def trainings(dataset, recipe):
 
 
 def attacks(network, images, labels, algorithm, limit, batch):
-    """What benchmark.Attacked measures: side -> a function that makes the attack on the network's device."""
+    """What benchmark.compare_attacks measures: side -> a function that makes the attack on the network's device."""
     case = [a.to(network.device) for a in _host_tensors(images, labels)]
 
     def run(layout=torch.contiguous_format):
