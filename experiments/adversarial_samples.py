@@ -174,7 +174,7 @@ def share(seen):
 
 
 def describe(found):
-    """The figures of study as report.Parts."""
+    """The figures of adversarial_samples.json as report.Parts."""
 
     def table(columns):
         return report.Table([{"": name} | columns(figures) for name, figures in found["attacks"].items()])
@@ -273,18 +273,6 @@ def draw_pixels(path, made):
     common.save_figure(path, fig)
 
 
-def study(networks, dataset, sample, setting, seed, store):
-    """Attack networks (name -> network) on a common.Sample of the dataset and measure what comes of it.
-
-    Returns the figures, a dict for a JSON, and the list of Samples. setting, seed, store: as for attack.
-    """
-    classify = Classifier(dataset, store)
-    right = classify(dataset.test_images, "clean test images") == dataset.test_labels
-    made = attack(networks, sample, setting, seed, classify, store)
-    found = {samples.name: measure(samples) for samples in made}
-    return {"classifier": CLASSIFIER, "clean_test_images": share(right), "attacks": found}, made
-
-
 def section(found, folder):
     """What adversarial_samples.json and its pictures tell, as a report.Section."""
     samples, pixels = (
@@ -320,7 +308,10 @@ def main(options):
     networks = {name: common.load_chosen(path, options) for name, path in paths.items()}
     sample = common.chosen_sample(options, dataset)
     setting, store = common.setting(options), common.Store(options.out / "parts")
-    found, made = study(networks, dataset, sample, setting, options.seed, store)
+    classify = Classifier(dataset, store)
+    clean = share(classify(dataset.test_images, "clean test images") == dataset.test_labels)
+    made = attack(networks, sample, setting, options.seed, classify, store)
+    found = {"classifier": CLASSIFIER, "clean_test_images": clean, "attacks": {s.name: measure(s) for s in made}}
     told = {
         "weights": {name: str(path) for name, path in paths.items()},
         "ties": options.ties,
@@ -331,9 +322,9 @@ def main(options):
     common.write_results(options, told | found)
     print(f"{sample}\n\n{describe(found)}")
     pictures = [common.beside(options, name) for name in ("adversarial_samples.png", "pixels_changed.png")]
-    common.written(options.json, *pictures)
     draw(pictures[0], made, options.seed)
     draw_pixels(pictures[1], made)
+    common.written(options.json, *pictures)
 
 
 if __name__ == "__main__":

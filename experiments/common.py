@@ -106,10 +106,9 @@ def json_file(text):
 
 def seed(text):
     """An argparse type: an integer of 64 bits, what Philox has for a key."""
-    value = int(text)
-    if not 0 <= value < 2**64:
+    if not 0 <= int(text) < 2**64:
         raise argparse.ArgumentTypeError(f"must be 0 to 2^64 - 1, got {text}")
-    return value
+    return int(text)
 
 
 def seeds(options):
