@@ -127,8 +127,8 @@ def main(options):
         setting = dataclasses.replace(setting, skip_unchanged=True)
 
     def run(sample):
-        what = sample.images, sample.labels, options.algorithm
-        result = common.attack(network, *what, setting, store, seed=options.seed)
+        images, labels, seed = sample.images, sample.labels, options.seed
+        result = common.attack(network, images, labels, options.algorithm, setting, store, seed=seed)
         return result, samples(sample, result, predict(network, result.adversarial).argmax(axis=1))
 
     told = common.about_network(path, options) | {"sample": sample.taken(), "algorithm": options.algorithm}

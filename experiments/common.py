@@ -53,6 +53,7 @@ PIXELS = 28 * 28  # of an image of either data set
 NARROWEST = 3.2  # inches, of a picture
 CHARACTERS_AN_INCH = 11  # of a picture's title
 
+DATASETS = ("digits", "mnist")
 IMAGES = {"digits": 297, "mnist": 1000}  # attacked, where neither the options nor the experiment say how many
 GPU_IMAGES = 20  # times as many as two cores do, a GPU attacks in the same time
 ATTACKS = (*attacks.ALGORITHMS, *attacks.STRONGER, "jsma", "sparse-rs")
@@ -132,7 +133,7 @@ def ties_argument(parser, default="all"):
     choice(parser, "--ties", ("first", "all"), default, meaning)
 
 
-def arguments(module_doc, datasets=("digits", "mnist"), out="runs/DATASET"):
+def arguments(module_doc, datasets=DATASETS, out="runs/DATASET"):
     """A parser with the options that every experiment has; its description is the experiment's docstring. datasets:
     those that it takes, its default first; out: where it writes by default, in words."""
     parser = Parser(
@@ -267,7 +268,7 @@ def find_weights(name, dataset, folder, option):
         if (place / f"{name}.npz").exists():
             return place / f"{name}.npz"
     network = max((network for network in NETWORKS if name.startswith(network)), key=len)
-    has = [other for other in IMAGES if (RESULTS / other / f"{name}.npz").exists()]
+    has = [other for other in DATASETS if (RESULTS / other / f"{name}.npz").exists()]
     raise UsageError(
         f"no trained network {name!r} in {' or '.join(map(str, folders))}: train it with "
         f"python -m experiments.train --dataset {dataset} --network {network}"
