@@ -12,6 +12,7 @@ Writes adversarial_samples.json, adversarial_samples.png (samples drawn at rando
 pixels_changed.png.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import textwrap
@@ -91,11 +92,11 @@ class Classifier:
         """The classes of images (n, 1, H, W), (n,). label: what the progress begins with."""
 
         def compute():
-            progress, parts = common.Progress(f"{label}: {CLASSIFIER}", len(images)), []
-            for start in range(0, len(images), 500):
-                parts.append(self.model.predict(rows_of_pixels(images[start : start + 500])))
-                progress(start + len(parts[-1]))
-            progress.close()
+            parts = []
+            with contextlib.closing(common.Progress(f"{label}: {CLASSIFIER}", len(images))) as progress:
+                for start in range(0, len(images), 500):
+                    parts.append(self.model.predict(rows_of_pixels(images[start : start + 500])))
+                    progress(start + len(parts[-1]))
             return {"classes": np.concatenate([np.zeros(0, int), *parts])}
 
         return self.store.get(self.key | {"images": common.digest(images)}, compute)["classes"]

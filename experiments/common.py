@@ -500,16 +500,16 @@ def in_parts(store, label, network, sample, key, compute, part):
     """
     images, labels = sample
     part *= 1 if network.device == "cpu" else GPU_IMAGES
-    key, progress, parts = network_key(network) | key, Progress(label, len(images)), []
-    for start in range(0, len(images), part):
-        x, y = images[start : start + part], labels[start : start + part]
+    key, parts = network_key(network) | key, []
+    with contextlib.closing(Progress(label, len(images))) as progress:
+        for start in range(0, len(images), part):
+            x, y = images[start : start + part], labels[start : start + part]
 
-        def tell(done, note="", start=start):
-            progress(start + done, note)
+            def tell(done, note="", start=start):
+                progress(start + done, note)
 
-        parts.append(store.get(key | {"images": digest(x, y)}, functools.partial(compute, x, y, tell)))
-        tell(len(x))
-    progress.close()
+            parts.append(store.get(key | {"images": digest(x, y)}, functools.partial(compute, x, y, tell)))
+            tell(len(x))
     found = {name: [kept[name] for kept in parts] for name in parts[0]}
     return {name: np.concatenate(each) if each[0].ndim else sum(each) for name, each in found.items()}
 

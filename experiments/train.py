@@ -9,6 +9,7 @@ protocol.
 """
 
 import argparse
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -103,8 +104,7 @@ def train(name, dataset, protocol, folder, teacher=None):
         dropout = protocol.seed if protocol.teacher_dropout else None
         targets = training.distilled_labels(teacher, dataset.train_images, recipe.temperature, dropout)
     network = paper_cnn(seed=protocol.seed).to(protocol.device)
-    steps = len(dataset.train_images) // recipe.batch
-    progress, epochs = common.Progress(f"{name}, T = {recipe.temperature:g}", recipe.epochs * steps), 0
+    steps, epochs = len(dataset.train_images) // recipe.batch, 0
 
     def on_epoch(row):
         nonlocal epochs
@@ -114,7 +114,8 @@ def train(name, dataset, protocol, folder, teacher=None):
     def on_step(done, _):
         progress(epochs * steps + done)
 
-    try:
+    label, total = f"{name}, T = {recipe.temperature:g}", recipe.epochs * steps
+    with contextlib.closing(common.Progress(label, total)) as progress:
         history = training.fit(
             network,
             dataset.train_images,
@@ -126,8 +127,6 @@ def train(name, dataset, protocol, folder, teacher=None):
             on_epoch=on_epoch,
             graph=protocol.graph,
         )
-    finally:
-        progress.close()
     weights.save_weights(network, folder / f"{file_name}.npz", recipe.temperature, protocol.dataset)
     common.write_csv(folder / f"{file_name}.csv", history)
     return network, history
