@@ -125,7 +125,7 @@ class Parts:
         self.done, self.progress = 0, common.Progress("measured", total)
 
     def measured(self, key, contestants, repeats, warm_up=None):
-        """Side -> seconds of every round, of contestants(), side -> function. key: what tells them from others."""
+        """Side -> median and minimum of seconds. contestants(): side -> function; key: what tells them from others."""
         warm_up = self.warm_up if warm_up is None else warm_up
         key = self.key | key | {"repeats": repeats, "threads": cpu.threads()}
         part = self.store.get(key, lambda: measure(contestants(), repeats, warm_up, self.wait))

@@ -485,8 +485,8 @@ def attack(network, images, labels, algorithm, setting, store, label="", part=No
 
         return vars(run(network, x, y, setting, on_move))
 
-    key, name = {"algorithm": about, "setting": vars(setting)}, attack_name(algorithm, setting.arithmetic)
-    joined = in_parts(store, label + name, network, (images, labels), key, compute, part or count)
+    key, title = {"algorithm": about, "setting": vars(setting)}, attack_name(algorithm, setting.arithmetic)
+    joined = in_parts(store, label + title, network, (images, labels), key, compute, part or count)
     passes = {name: int(joined[name]) for name in ("forwards", "backwards")}
     return attacks.AttackResult(**joined | passes)
 
