@@ -34,26 +34,23 @@ def test_network_name_of_none(text):
         common.network_name(text)
 
 
-def test_load_network_refuses_one_trained_at_another_temperature(tmp_path):
-    path = tmp_path / "temperature.npz"
-    weights.save_weights(paper_cnn(), path, temperature=5)
-    common.load_network(path, T=5.0)
-    common.load_network(path)
-    with pytest.raises(common.UsageError, match="temperature.npz was trained at T = 5, not at 20"):
-        common.load_network(path, T=20.0)
-    weights.save_weights(paper_cnn(), path)  # as the author's files, which do not say
-    common.load_network(path, T=20.0)
-
-
-def test_load_network_refuses_one_trained_on_another_data_set(tmp_path):
+@pytest.mark.parametrize(
+    ("saved", "asked", "other", "said"),
+    [
+        ({"temperature": 5}, {"T": 5.0}, {"T": 20.0}, "was trained at T = 5, not at 20"),
+        ({"dataset": "digits"}, {"dataset": "digits"}, {"dataset": "mnist"}, "was trained on digits, not on mnist"),
+    ],
+    ids=["temperature", "data set"],
+)
+def test_load_network_refuses_one_of_another_training(tmp_path, saved, asked, other, said):
     path = tmp_path / "standard.npz"
-    weights.save_weights(paper_cnn(), path, dataset="digits")
-    common.load_network(path, dataset="digits")
+    weights.save_weights(paper_cnn(), path, **saved)
+    common.load_network(path, **asked)
     common.load_network(path)
-    with pytest.raises(common.UsageError, match="standard.npz was trained on digits, not on mnist"):
-        common.load_network(path, dataset="mnist")
+    with pytest.raises(common.UsageError, match=f"standard.npz {said}"):
+        common.load_network(path, **other)
     weights.save_weights(paper_cnn(), path)  # as the author's files, which do not say
-    common.load_network(path, dataset="mnist")
+    common.load_network(path, **other)
 
 
 def test_common_needs_no_working_folder(tmp_path):
