@@ -418,17 +418,32 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key, compute):
-        text = json.dumps(key | {"minicnn": digest_of_sources()}, sort_keys=True)
-        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+        """The part of a key, from its file or else computed and kept."""
+        found = self.find(key)
+        return self.put(key, compute()) if found is None else found
+
+    def find(self, key):
+        """The part of a key, None where there is none that can be used."""
+        path, text = self._place(key)
         if path.exists():
             with contextlib.suppress(weights.WeightsError):
                 part = weights.load_sealed(path)
                 if str(part.pop("/key", "")) == text:
                     return part
             note(f"{path} is damaged, or not the part of that name: computed again")
-        part = {name: np.asarray(array) for name, array in compute().items()}
+        return None
+
+    def put(self, key, part):
+        """Keep the part of a key. Returns it as find does."""
+        path, text = self._place(key)
+        part = {name: np.asarray(array) for name, array in part.items()}
         weights.save_sealed(path, part | {"/key": np.array(text)})
         return part
+
+    def _place(self, key):
+        """The file of a key, and what the key is there."""
+        text = json.dumps(key | {"minicnn": digest_of_sources()}, sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz", text
 
 
 def setting(options, arithmetic="scaled"):

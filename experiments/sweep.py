@@ -356,27 +356,6 @@ def _client(scheduler):
     return client
 
 
-def kept(store, key):
-    """A part of the store, None where it has none."""
-
-    def absent():
-        raise _Absent
-
-    try:
-        return store.get(key, absent)
-    except _Absent:
-        return None
-
-
-class _Absent(Exception):
-    pass
-
-
-def keep(store, key, part):
-    """Put a part into the store. Returns it as the store gives it back."""
-    return store.get(key, lambda: part)
-
-
 def sweep(plan, values, seeds, store, pool):
     """Do the jobs whose results the store lacks. values: the temperatures and scales, 1 among them.
 
@@ -390,9 +369,9 @@ def sweep(plan, values, seeds, store, pool):
         return [Job(CONTROL, value, job.seed) for value in values] if job == Job(TRAINED, 1, job.seed) else []
 
     def begin(job, weights=None):
-        figures = kept(store, plan.figures_key(job))
+        figures = store.find(plan.figures_key(job))
         if weights is None and (figures is None or controls(job)):
-            weights = kept(store, plan.weights_key(job))
+            weights = store.find(plan.weights_key(job))
         if figures is None or controls(job) and weights is None and not figures["why"].item():
             pending[pool.submit(run, plan, job, weights)] = job, weights
         else:
@@ -426,8 +405,8 @@ def sweep(plan, values, seeds, store, pool):
                     fail(job, error)
                     continue
                 if weights is None and trained is not None:
-                    weights = keep(store, plan.weights_key(job), trained)
-                end(job, weights, keep(store, plan.figures_key(job), figures))
+                    weights = store.put(plan.weights_key(job), trained)
+                end(job, weights, store.put(plan.figures_key(job), figures))
             progress(len(found) + len(failed), f"jobs, {(time.monotonic() - started) / 60:.1f} minutes")
     finally:
         progress.close()
