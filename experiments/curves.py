@@ -9,7 +9,7 @@ import numpy as np
 from experiments import common
 from experiments.report import Parts, Table
 from minicnn import training
-from minicnn.paper import masking
+from minicnn.paper import attacks, masking
 from minicnn.paper.attacks import pixels_to_success
 from minicnn.paper.saliency import saliency_maps
 from minicnn.paper.sparse_rs import generator, sparse_rs
@@ -38,10 +38,14 @@ def algorithm(which, arithmetic="scaled", **changes):
 
     def moves(study, network, source, sample):
         told = {"arithmetic": arithmetic, "limit": common.PIXELS} | changes
-        result = study.attack(network, sample, which, part=PART, **told)
-        return np.where(result.succeeded, result.moves, np.inf)
+        return moves_of(study.attack(network, sample, which, part=PART, **told))
 
     return moves
+
+
+def moves_of(result):
+    """How many moves success took in an AttackResult, (N,), infinite for none."""
+    return np.where(result.succeeded, result.moves, np.inf)
 
 
 def by_jsma(study, network, source, sample):
@@ -65,11 +69,11 @@ def by_random_search(study, network, source, sample):
 
 
 def follow(study, network, sample, attack, maps_of, maps):
-    """Algorithm 3's moves on maps(images, labels) of something else."""
+    """Algorithm 3's moves on maps(images, labels) of something else, which maps_of tells from another."""
     setting = dataclasses.replace(study.setting, arithmetic="scaled", limit=common.PIXELS)
 
     def run(x, y):
-        return masking.follow_maps(network, x, y, maps(x, y), setting)
+        return moves_of(attacks.attack(network, x, y, "3", setting, maps=maps))
 
     return study.moves(network, sample, run, attack=attack, maps_of=maps_of, setting=vars(setting))
 

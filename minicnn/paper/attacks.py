@@ -194,8 +194,8 @@ class _Scorer:
     """Scores every pixel of every image: best (n, P), the score of the pixel's better move, -inf for none; kind (n, P),
     RAISE or LOWER; zero (n,), whether all scores are 0. Counts the passes."""
 
-    def __init__(self, network, algorithm, setting):
-        self.network, self.algorithm, self.setting = network, algorithm, setting
+    def __init__(self, network, algorithm, setting, maps):
+        self.network, self.algorithm, self.setting, self.maps = network, algorithm, setting, maps
         self.score = self._by_loss_difference if algorithm.score == "loss difference" else self._by_gradient
         self.forwards = self.backwards = 0
 
@@ -212,12 +212,15 @@ class _Scorer:
 
     def _by_gradient(self, images, labels):
         setting = self.setting
-        if self.algorithm.score == "margin":
-            maps = margin_gradients(self.network, images, labels)
+        if self.maps:
+            maps = self.maps(images, labels)
         else:
-            maps = saliency_maps(self.network, images, labels, setting.T, setting.arithmetic, setting.chunk).maps
-        self.forwards += len(images)
-        self.backwards += len(images)
+            if self.algorithm.score == "margin":
+                maps = margin_gradients(self.network, images, labels)
+            else:
+                maps = saliency_maps(self.network, images, labels, setting.T, setting.arithmetic, setting.chunk).maps
+            self.forwards += len(images)
+            self.backwards += len(images)
         best = maps.reshape(len(images), -1)
         zero = (best == 0).all(axis=1)
         kind = np.full(best.shape, RAISE)
@@ -273,15 +276,18 @@ def attack(
     algorithm: str | Algorithm,
     setting: Setting | None = None,
     on_move: Callable[[int, int, int], None] | None = None,
+    maps: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> AttackResult:
     """Run an algorithm on every correctly classified sample, all at once.
 
     network: any Layer from images (N, C, H, W) or (N, D) to logits (N, K), on any device. images: a host array with
     values from the setting's minimum to its maximum; labels (N,) integers. algorithm: a key of ALGORITHMS or STRONGER,
-    or an Algorithm. on_move(move, limit, active) is called after each round of moves. Returns an AttackResult. Raises
-    ValueError for an unknown algorithm and labels that do not fit; AttackError for images out of that range, for a
-    range that the network's dtype does not have, and where logits or scores are not numbers, as for a T that is too
-    small; TypeError for images that are no real numbers.
+    or an Algorithm. on_move(move, limit, active) is called after each round of moves. maps(images, labels): what
+    takes the place of the gradient, of the images' shape, such as the map of another network; its passes are not
+    counted. Returns an AttackResult. Raises ValueError for an unknown algorithm, for maps where an algorithm takes no
+    gradient, and for labels that do not fit; AttackError for images out of that range, for a range that the network's
+    dtype does not have, and where logits or scores are not numbers, as for a T that is too small; TypeError for images
+    that are no real numbers.
     """
     setting = setting or Setting()
     if not isinstance(algorithm, Algorithm):
@@ -289,8 +295,10 @@ def attack(
         if algorithm not in list(known):  # a list: what cannot be hashed is unknown as well
             raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, known))}")
         algorithm = known[algorithm]
+    if maps and algorithm.score == "loss difference":
+        raise ValueError("maps take the place of a gradient: choose an algorithm that follows one")
     check_temperature(setting.T, network.dtype)
-    scorer = _Scorer(network, algorithm, setting)
+    scorer = _Scorer(network, algorithm, setting, maps)
     result, labels = unmoved(network, images, labels, setting)
     adversarial = result.adversarial
     pixels = rows_of_pixels(adversarial)  # a view: the moves are made in it

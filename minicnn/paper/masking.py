@@ -16,9 +16,8 @@ import numpy as np
 from minicnn import backend
 from minicnn.layers import Layer, Sequential
 from minicnn.ops import check_labels, check_temperature
-from minicnn.paper.attacks import ALGORITHMS, LOWER, RAISE, AttackResult, Setting, parted, unmoved
+from minicnn.paper.attacks import ALGORITHMS, LOWER, RAISE, AttackResult, Setting, parted
 from minicnn.paper.networks import rescaled
-from minicnn.paper.one_pixel import decisions
 from minicnn.paper.saliency import rows_of_pixels, saliency_maps
 from minicnn.paper.statistics import (
     Comparison,
@@ -213,34 +212,6 @@ def measured_in_float64(
         "median_difference": float(np.median(off)),
         "largest_difference": float(off.max()),
     }
-
-
-def follow_maps(network: Layer, images: Array, labels: Array, maps: Array, setting: Setting) -> Array:
-    """Make Algorithm 3's moves on maps found elsewhere, of the images' shape, until the network decides differently.
-
-    Returns how many moves it took, (N,), infinite where the setting's limit were not enough or the image was
-    misclassified before. Images, labels and errors as for attacks.attack.
-    """
-    result, labels = unmoved(network, images, labels, setting)
-    moved = result.adversarial
-    pixels, scores = rows_of_pixels(moved), rows_of_pixels(maps)
-    values, scores = setting.extremes(pixels.dtype)[np.where(scores > 0, RAISE, LOWER)], np.abs(scores)
-    if setting.skip_unchanged:
-        scores = np.where(pixels == values, -np.inf, scores)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    moves = np.full(len(images), np.inf)
-    active = np.flatnonzero(result.attacked)
-    for move in range(min(setting.limit, order.shape[1])):
-        if len(active) == 0:
-            break
-        chosen = order[active, move]
-        value = values[active, chosen]
-        tried = active[pixels[active, chosen] != value]
-        pixels[active, chosen] = value
-        if len(tried):
-            moves[tried[decisions(predict(network, moved[tried])) != labels[tried]]] = move + 1
-            active = active[np.isinf(moves[active])]
-    return moves
 
 
 def success_curve(moves: Array, limit: int) -> dict:

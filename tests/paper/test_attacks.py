@@ -26,7 +26,7 @@ from minicnn.paper.attacks import (
     pixels_to_success,
 )
 from minicnn.paper.jsma import jsma
-from minicnn.paper.masking import follow_maps
+from minicnn.paper.saliency import saliency_maps
 from minicnn.paper.sparse_rs import sparse_rs
 from minicnn.paper.statistics import summary
 from minicnn.training import predict
@@ -457,6 +457,35 @@ def test_attack_leaves_the_samples_as_they_are_and_tells_its_progress():
         assert active == (found.attacked & ~(found.succeeded & (found.moves <= move))).sum()
 
 
+@pytest.mark.parametrize("skip_unchanged", [False, True])
+@pytest.mark.parametrize("algorithm", ["1", "3", REFRESHED], ids=["1", "3", "3 refreshed"])
+def test_attack_on_maps_given_to_it(algorithm, skip_unchanged):
+    """On the network's own it is the attack itself, but for the passes; on the opposite ones another."""
+    network = small()
+    images, labels = samples(network)
+    setting = Setting(limit=60, chunk=4, skip_unchanged=skip_unchanged)
+
+    def given(sign):
+        def maps(x, y):
+            return sign * saliency_maps(network, x, y).maps
+
+        return attack(network, images, labels, algorithm, setting, maps=maps)
+
+    own, same, opposite = attack(network, images, labels, algorithm, setting), given(1), given(-1)
+    spent = own.backwards
+    assert 0 < spent == own.forwards - same.forwards and same.backwards == 0
+    for name, values in vars(own).items():
+        assert name in ("forwards", "backwards") or np.array_equal(getattr(same, name), values), name
+    assert own.succeeded.any() and not np.array_equal(opposite.adversarial, own.adversarial)
+
+
+@pytest.mark.parametrize("algorithm", ["2", "4", "author"])
+def test_attack_by_loss_differences_takes_no_maps(algorithm):
+    network = small()
+    with pytest.raises(ValueError, match="^maps take the place of a gradient"):
+        attack(network, *samples(network), algorithm, maps=lambda x, y: x)
+
+
 @pytest.mark.parametrize(("network", "shape"), [(small(), (1, 8, 8)), (dense_network(), (12,))], ids=["cnn", "dense"])
 def test_attack_on_no_samples(network, shape):
     found = attack(network, np.zeros((0, *shape)), [], "2")
@@ -597,9 +626,9 @@ def overflowing():
         lambda *arguments: attack(*arguments, "author"),
         lambda *arguments: attack(*arguments, "4"),
         lambda *arguments: sparse_rs(*arguments, Setting(limit=3)),
-        lambda *arguments: follow_maps(*arguments, np.ones((2, 4)), Setting()),
+        lambda *arguments: attack(*arguments, "3", maps=lambda x, y: np.ones_like(x)),
     ],
-    ids=["1", "author", "4", "sparse_rs", "follow_maps"],
+    ids=["1", "author", "4", "sparse_rs", "maps of something else"],
 )
 def test_attack_counts_no_success_on_logits_that_become_nan(call):
     with pytest.raises(AttackError, match="no finite"):

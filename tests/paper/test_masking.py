@@ -198,19 +198,6 @@ def test_measured_in_float64_is_the_split_where_float64_has_digits():
 # Success against moved pixels
 
 
-@pytest.mark.parametrize("skip_unchanged", [False, True])
-def test_follow_maps_of_the_network_itself_is_algorithm_3(skip_unchanged):
-    images = np.round(NOISE)  # many pixels are at the minimum or maximum already
-    network, setting = network_of_gap(2), attacks.Setting("scaled", limit=60, skip_unchanged=skip_unchanged)
-    labels = predict(network, images).argmax(axis=1)
-    labels[0] = (labels[0] + 1) % 3  # misclassified, so not attacked
-    maps = saliency_maps(network, images, labels).maps
-    found = masking.follow_maps(network, images, labels, maps, setting)
-    result = attacks.attack(network, images, labels, "3", setting)
-    assert result.succeeded.any() and not result.attacked[0]
-    assert np.array_equal(found, np.where(result.succeeded, result.moves, np.inf))
-
-
 @pytest.mark.parametrize(
     ("moves", "succeeded", "median"),
     [
@@ -225,19 +212,6 @@ def test_success_curve_counts_successes_up_to_each_move(moves, succeeded, median
     assert found == {"attacked": len(moves), "succeeded": succeeded, "median": median}
 
 
-def test_follow_maps_of_images_of_integers():
-    """0 to 255 are numbers like others; the values of moves are no integers."""
-    images, setting = (NOISE * 4).astype(np.uint8), attacks.Setting("plain", maximum=4.5, minimum=-0.5, limit=40)
-    network = network_of_gap(0.1)
-    labels = predict(network, images).argmax(axis=1)
-    maps = saliency_maps(network, images, labels).maps
-    found = masking.follow_maps(network, images, labels, maps, setting)
-    assert np.isfinite(found).any()
-    assert np.array_equal(found, masking.follow_maps(network, images.astype(np.float32), labels, maps, setting))
-    result = attacks.attack(network, images, labels, "3", setting)
-    assert np.array_equal(found, np.where(result.succeeded, result.moves, np.inf))
-
-
 @each_labels
 def test_masking_refuses_labels(labels):
     network, images = small_cnn(), NOISE[:3]
@@ -247,7 +221,6 @@ def test_masking_refuses_labels(labels):
         lambda: masking.gradient_budget(ours, ours, labels, ours),
         lambda: masking.log10_predicted(ours["logits"], labels, 2.0),
         lambda: masking.saturated(network, images, labels),
-        lambda: masking.follow_maps(network, images, labels, NOISE[:3], attacks.Setting()),
         lambda: masking.map_sizes(network, images, labels, 1.0),
     ):
         with pytest.raises(ValueError, match=r"^(class labels must|labels must be 0 to 2)"):
@@ -259,11 +232,7 @@ def test_masking_of_no_images():
     result = attacks.attack(network, none, [], "3", setting)
     assert masking.outcome(none, result, "3", setting)["failed_painting_raster_order"] == 0
     assert all(len(values) == 0 for values in masking.map_sizes(network, none, [], 1.0).values())
-    assert (
-        masking.follow_maps(network, none, [], none, setting).shape
-        == masking.saturated(network, none, []).shape
-        == (0,)
-    )
+    assert masking.saturated(network, none, []).shape == (0,)
     with pytest.raises(ValueError, match="^no image was attacked: there is no cost of one$"):
         masking.cost(result, "3", 2)
 
