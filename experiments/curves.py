@@ -22,8 +22,8 @@ PART = 20  # images that a kill may lose: some ten seconds of an attack
 class Attack(NamedTuple):
     """An attack: its name, how its curve is drawn, and how many moves success takes.
 
-    moves(study, network, source, sample) -> (N,), infinite for no success. study: a masking.Study; source: another
-    network, for what transfers; sample: (images, labels).
+    moves(study, network, source) -> (N,) on the study's sample, infinite for no success. study: a masking.Study;
+    source: another network, for what transfers.
     """
 
     label: str
@@ -36,9 +36,9 @@ class Attack(NamedTuple):
 def algorithm(which, arithmetic="scaled", **changes):
     """Attack.moves of an Algorithm that may move every pixel."""
 
-    def moves(study, network, source, sample):
+    def moves(study, network, source):
         told = {"arithmetic": arithmetic, "limit": common.PIXELS} | changes
-        return moves_of(study.attack(network, sample, which, part=PART, **told))
+        return moves_of(study.attack(network, which, part=PART, **told))
 
     return moves
 
@@ -48,48 +48,48 @@ def moves_of(result):
     return np.where(result.succeeded, result.moves, np.inf)
 
 
-def by_jsma(study, network, source, sample):
-    return pixels_to_success(sample[0], study.attack(network, sample, "jsma", PART))
+def by_jsma(study, network, source):
+    return pixels_to_success(study.sample.images, study.attack(network, "jsma", PART))
 
 
-def by_sparse_rs(study, network, source, sample):
+def by_sparse_rs(study, network, source):
     budgets = [*(k for k in BUDGETS if k < study.setting.limit), study.setting.limit]
-    results = (study.attack(network, sample, "sparse-rs", PART, limit=k) for k in budgets)
-    return pixels_to_success(sample[0], *results)
+    results = (study.attack(network, "sparse-rs", PART, limit=k) for k in budgets)
+    return pixels_to_success(study.sample.images, *results)
 
 
-def by_random_search(study, network, source, sample):
+def by_random_search(study, network, source):
     """As many random pixels as the limit, TRIES times: the first query of Sparse-RS."""
 
     def run(x, y):
         seeds = range(study.seed, study.seed + TRIES)
         return pixels_to_success(x, *(sparse_rs(network, x, y, study.setting, queries=1, seed=seed) for seed in seeds))
 
-    return study.moves(network, sample, run, attack="random search", seed=study.seed, setting=vars(study.setting))
+    return study.moves(network, run, attack="random search", seed=study.seed, setting=vars(study.setting))
 
 
-def follow(study, network, sample, attack, maps_of, maps):
+def follow(study, network, attack, maps_of, maps):
     """Algorithm 3's moves on maps(images, labels) of something else, which maps_of tells from another."""
     setting = dataclasses.replace(study.setting, arithmetic="scaled", limit=common.PIXELS)
 
     def run(x, y):
         return moves_of(attacks.attack(network, x, y, "3", setting, maps=maps))
 
-    return study.moves(network, sample, run, attack=attack, maps_of=maps_of, setting=vars(setting))
+    return study.moves(network, run, attack=attack, maps_of=maps_of, setting=vars(setting))
 
 
-def by_transfer(study, network, source, sample):
+def by_transfer(study, network, source):
     def maps(x, y):
         return saliency_maps(source, x, y, study.setting.T).maps
 
-    return follow(study, network, sample, "transfer", common.network_key(source), maps)
+    return follow(study, network, "transfer", common.network_key(source), maps)
 
 
-def at_random(study, network, source, sample):
+def at_random(study, network, source):
     def maps(x, y):
         return np.stack([generator(study.seed, image).uniform(-1, 1, image.shape) for image in x])
 
-    return follow(study, network, sample, "random moves", study.seed, maps)
+    return follow(study, network, "random moves", study.seed, maps)
 
 
 ATTACKS = {
@@ -114,17 +114,17 @@ STRONGER = tuple(ATTACKS)[: list(ATTACKS).index("best")]
 DRAWN = (*STRONGER[STRONGER.index("algorithm_3_plain") :], "best")  # of these: a picture holds no more curves
 
 
-def moves_to_success(names, networks, sample, study):
+def moves_to_success(names, networks, study):
     """network -> name of ATTACKS -> the moves that success took on the images that the network is right about.
 
     networks: name -> network. What transfers to a network is the first other's; without one it is left out.
     """
     found = {}
     for name, network in networks.items():
-        right = training.correct(network, *sample)
+        right = training.correct(network, *study.sample[:2])
         source = next((other for other in networks.values() if other is not network), None)
         possible = [attack for attack in names if source or attack != "transfer"]
-        found[name] = {attack: ATTACKS[attack].moves(study, network, source, sample)[right] for attack in possible}
+        found[name] = {attack: ATTACKS[attack].moves(study, network, source)[right] for attack in possible}
     return found
 
 

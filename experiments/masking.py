@@ -21,7 +21,7 @@ from experiments.budget import COLORS, budget, describe_budget, draw_budget, tel
 from experiments.curves import BUDGETS, DRAWN, ONE_MAP, PART, STRONGER, describe_curves, draw_curves, moves_to_success
 from experiments.report import Parts, Picture, Section, Table
 from experiments.train import chosen_protocol, plot_history, refuse_training, train, training_arguments
-from minicnn import training
+from minicnn import data, training
 from minicnn.paper import attacks, masking
 from minicnn.paper.networks import NETWORKS, PAPER_NETWORKS, rescaled
 from minicnn.paper.saliency import ARITHMETICS
@@ -35,51 +35,58 @@ COST_IMAGES = 2
 class Study:
     """What a part is told.
 
-    setting: of the attacks, its arithmetic ignored; trained_T: the temperature that `temperature` and `distilled` were
-    trained at; seed: of the sample and of random searches; count: how many test images, None for the part's default;
-    store: keeps attacks; first: whether the first test images are taken, not drawn ones.
+    dataset: whose test images are attacked; count: how many, None for the part's default; seed: of the sample and of
+    random searches; first: whether the first ones are taken, not drawn ones; setting: of the attacks, its arithmetic
+    ignored; trained_T: the temperature that `temperature` and `distilled` were trained at; store: keeps attacks.
     """
 
+    dataset: data.Dataset
+    count: int | None
+    seed: int
+    first: bool
     setting: attacks.Setting
     trained_T: float
-    seed: int
-    count: int | None
     store: common.Store
-    first: bool = False
 
-    def sample(self, dataset):
-        """The test images and their labels, as many as are attacked."""
-        return common.sample(dataset, self.count or ATTACKED[dataset.name], self.seed, self.first)[:2]
+    def taken(self, default):
+        """The common.Sample of as many test images as are asked for, of `default` where none are."""
+        return common.sample(self.dataset, self.count or default, self.seed, self.first)
 
-    def attack(self, network, sample, algorithm, part=None, **changes):
-        """The AttackResult on a sample (images, labels), in the setting with changes: computed, or from the store."""
+    @functools.cached_property
+    def sample(self):
+        """That of the parts that attack."""
+        return self.taken(ATTACKED[self.dataset.name])
+
+    def attack(self, network, algorithm, part=None, **changes):
+        """The AttackResult on the sample, in the setting with changes: computed, or from the store."""
         setting = dataclasses.replace(self.setting, **changes)
-        return common.attack(network, *sample, algorithm, setting, self.store, part=part, seed=self.seed)
+        return common.attack(network, *self.sample[:2], algorithm, setting, self.store, part=part, seed=self.seed)
 
-    def moves(self, network, sample, compute, **key):
-        """What compute(images, labels) gives for a sample, the moves that success took: from the store, or computed.
+    def moves(self, network, compute, **key):
+        """What compute(images, labels) gives for the sample, the moves that success took: from the store, or computed.
         key: what it depends on, of that `attack`, its name."""
 
         def moves(images, labels, tell):
             return {"moves": compute(images, labels)}
 
-        return common.in_parts(self.store, key["attack"], network, sample, key, moves, PART)["moves"]
+        return common.in_parts(self.store, key["attack"], network, self.sample[:2], key, moves, PART)["moves"]
 
-    def outcome(self, network, sample, algorithm, **changes):
+    def outcome(self, network, algorithm, **changes):
         """masking.outcome of such an attack."""
-        result = self.attack(network, sample, algorithm, **changes)
-        return masking.outcome(sample[0], result, algorithm, dataclasses.replace(self.setting, **changes))
+        result, setting = self.attack(network, algorithm, **changes), dataclasses.replace(self.setting, **changes)
+        return masking.outcome(self.sample.images, result, algorithm, setting)
 
-    def outcomes(self, network, sample, **changes):
+    def outcomes(self, network, **changes):
         """Of Algorithm 1 in both arithmetics: arithmetic -> outcome."""
-        return {a: self.outcome(network, sample, "1", arithmetic=a, **changes) for a in ARITHMETICS}
+        return {a: self.outcome(network, "1", arithmetic=a, **changes) for a in ARITHMETICS}
 
 
 class Part(NamedTuple):
     """One question of the study.
 
-    needs: the networks that it asks for. measure(trained, dataset, study) -> figures: name -> network to a dict or list
-    of plain numbers. describe(figures) -> report.Parts. draw(path, figures) writes its picture; None where it has none.
+    needs: the networks that it asks for. measure(trained, study) -> figures: name -> network to a dict or list of plain
+    numbers. describe(figures) -> report.Parts. draw(path, figures) writes its picture, and tell(figures) is the
+    sentence beside it; None where it has none.
     """
 
     name: str
@@ -88,16 +95,17 @@ class Part(NamedTuple):
     measure: Callable
     describe: Callable
     draw: Callable | None
+    tell: Callable | None
 
 
 PARTS = {}
 
 
-def part(title, describe, draw=None, needs=PAPER_NETWORKS):
+def part(title, describe, draw=None, tell=None, needs=PAPER_NETWORKS):
     """Make a function, measure, the next of the PARTS."""
 
     def add(measure):
-        PARTS[measure.__name__] = Part(measure.__name__, title, tuple(needs), measure, describe, draw)
+        PARTS[measure.__name__] = Part(measure.__name__, title, tuple(needs), measure, describe, draw, tell)
         return measure
 
     return add
@@ -175,19 +183,28 @@ def draw_arithmetics(path, figures):
     common.save_figure(path, fig)
 
 
-@part("1. The same weights, the map computed four ways", describe_arithmetics, draw_arithmetics)
-def arithmetics(trained, dataset, study):
+def tell_arithmetics(figures):
+    shown = {v: v.replace("_", " ") for v in ("plain_float32", "plain_float64", "scaled_float32", "plain_float32_at_T")}
+    rates = (
+        f"{network}: " + ", ".join(f"{found['1'][v]['success_rate']:.1%} {words}" for v, words in shown.items())
+        for network, found in figures.items()
+    )
+    return f"Success of Algorithm 1, where the weights are the same: {'; '.join(rates)}."
+
+
+@part("1. The same weights, the map computed four ways", describe_arithmetics, draw_arithmetics, tell_arithmetics)
+def arithmetics(trained, study):
     """Algorithms 1 and 3 on the same weights: network -> algorithm -> variant of the map's arithmetic -> outcome."""
-    figures, sample = {}, study.sample(dataset)
+    figures = {}
     for name, network in paper_networks(trained).items():
         figures[name] = {}
         exact = rescaled(network, dtype=np.float64)
         for algorithm in ("1", "3"):
             figures[name][algorithm] = {
-                "plain_float32": study.outcome(network, sample, algorithm, arithmetic="plain"),
-                "plain_float64": study.outcome(exact, sample, algorithm, arithmetic="plain"),
-                "scaled_float32": study.outcome(network, sample, algorithm, arithmetic="scaled"),
-                "plain_float32_at_T": study.outcome(network, sample, algorithm, arithmetic="plain", T=study.trained_T),
+                "plain_float32": study.outcome(network, algorithm, arithmetic="plain"),
+                "plain_float64": study.outcome(exact, algorithm, arithmetic="plain"),
+                "scaled_float32": study.outcome(network, algorithm, arithmetic="scaled"),
+                "plain_float32_at_T": study.outcome(network, algorithm, arithmetic="plain", T=study.trained_T),
             }
     return figures
 
@@ -224,27 +241,49 @@ def draw_control(path, figures):
     common.save_figure(path, fig)
 
 
-@part("2. Control: standard with its logits times s, Algorithm 1", describe_control, draw_control, ["standard"])
-def control(trained, dataset, study):
+def tell_control(figures):
+    first, last = figures[0], figures[-1]
+    differ = max(row["decisions_that_differ"] for row in figures)
+    changed = {a: "{:.1%} to {:.1%}".format(*(row[a]["success_rate"] for row in (first, last))) for a in ARITHMETICS}
+    return (
+        f"Nothing but the size of the logits: those of standard times {first['s']} to {last['s']} change "
+        f"{differ or 'none'} of {first['decisions_compared']:,} decisions; the success of Algorithm 1 goes from "
+        f"{changed['plain']} in plain float32, from {changed['scaled']} in scaled."
+    )
+
+
+@part(
+    "2. Control: standard with its logits times s, Algorithm 1",
+    describe_control,
+    draw_control,
+    tell_control,
+    needs=["standard"],
+)
+def control(trained, study):
     """Algorithm 1 on `standard` with logits s times as large, one row per s.
 
     Multiplying all logits by s > 0 changes no decision and, in exact arithmetic, hardly the map's order; what changes
     is where float32 ends. Decisions are compared on all test images.
     """
-    network, sample, rows = trained["standard"], study.sample(dataset), []
-    logits = training.predict(network, dataset.test_images)
+    network, images, rows = trained["standard"], study.dataset.test_images, []
+    logits = training.predict(network, images)
     for s in SCALES:
         copy = rescaled(network, s)
-        decisions = masking.changed_decisions(logits, training.predict(copy, dataset.test_images))
-        rows.append({"s": s} | decisions | study.outcomes(copy, sample))
+        decisions = masking.changed_decisions(logits, training.predict(copy, images))
+        rows.append({"s": s} | decisions | study.outcomes(copy))
     return rows
 
 
-@part("3. The gradient budget: 1/T, Jacobian and saturation, beside the paper's 10^10", describe_budget, draw_budget)
-def gradient_budget(trained, dataset, study):
+@part(
+    "3. The gradient budget: 1/T, Jacobian and saturation, beside the paper's 10^10",
+    describe_budget,
+    draw_budget,
+    tell_budget,
+)
+def gradient_budget(trained, study):
     """The budget of `temperature` and `distilled` beside `standard`, attacked at the setting's T and at that of
     training, on all test images unless the study says how many: network -> T -> figures."""
-    sample = common.sample(dataset, study.count or len(dataset.test_labels), study.seed, study.first)
+    sample = study.taken(len(study.dataset.test_labels))
     networks = paper_networks(trained)
     reference, T = networks.pop("standard"), study.setting.T
     told = {"reference_T": T, "trained_T": study.trained_T, "store": study.store}
@@ -272,25 +311,30 @@ def describe_two_by_two_by_two(figures):
 
 
 @part("4. Training temperature, distillation, temperature of the attack", describe_two_by_two_by_two, needs=NETWORKS)
-def two_by_two_by_two(trained, dataset, study):
+def two_by_two_by_two(trained, study):
     """Algorithm 1 on every network there is, its loss at T = 1 and at the T of training, in rows."""
-    rows, sample = [], study.sample(dataset)
+    rows = []
     for name in sorted(trained, key=lambda name: (NETWORKS[name].at_temperature, NETWORKS[name].teacher is not None)):
         train_T = study.trained_T if NETWORKS[name].at_temperature else 1.0
         for T in (1.0, study.trained_T):
             row = {"network": name, "train_T": train_T, "distilled": NETWORKS[name].teacher is not None, "test_T": T}
-            rows.append(row | study.outcomes(trained[name], sample, T=T))
+            rows.append(row | study.outcomes(trained[name], T=T))
     return rows
+
+
+def tell_pixels(figures):
+    return f"Success of attacks that follow one map, up to all {common.PIXELS} pixels."
 
 
 @part(
     "5. Success against moves, up to all pixels",
     functools.partial(describe_curves, shown=(1, 10, 30, 100, 300)),
     functools.partial(draw_curves, names=ONE_MAP, scale="symlog"),
+    tell_pixels,
 )
-def success_by_pixels(trained, dataset, study):
+def success_by_pixels(trained, study):
     """One map an image: network -> attack -> masking.success_curve over all pixels."""
-    found, pixels = moves_to_success(ONE_MAP, paper_networks(trained), study.sample(dataset), study), common.PIXELS
+    found, pixels = moves_to_success(ONE_MAP, paper_networks(trained), study), common.PIXELS
     return {n: {a: masking.success_curve(moves, pixels) for a, moves in of.items()} for n, of in found.items()}
 
 
@@ -301,15 +345,24 @@ NOTE = (
 )
 
 
+def tell_stronger(figures):
+    best = {network: curves["best"] for network, curves in figures.items()}
+    moves = min(20, *(len(curve["succeeded"]) - 1 for curve in best.values()))
+    found = (f"{network} {curve['succeeded'][moves] / curve['attacked']:.1%}" for network, curve in best.items())
+    within = f"{moves} move{'s' * (moves > 1)}"
+    return f"Within {within} the best of all finds, of the images attacked: {', '.join(found)}."
+
+
 @part(
     "6. Stronger attacks, success against moves",
     functools.partial(describe_curves, shown=BUDGETS, note=NOTE),
     functools.partial(draw_curves, names=DRAWN),
+    tell_stronger,
 )
-def stronger_attacks(trained, dataset, study):
+def stronger_attacks(trained, study):
     """network -> attack -> masking.success_curve up to the limit; best: of all, for each image."""
     figures = {}
-    for name, found in moves_to_success(STRONGER, paper_networks(trained), study.sample(dataset), study).items():
+    for name, found in moves_to_success(STRONGER, paper_networks(trained), study).items():
         found["best"] = np.minimum.reduce(list(found.values()))
         figures[name] = {attack: masking.success_curve(moves, study.setting.limit) for attack, moves in found.items()}
     return figures
@@ -329,14 +382,14 @@ def describe_verdict(figures):
 
 
 @part("7. The published signs of gradient masking", describe_verdict)
-def verdict(trained, dataset, study):
+def verdict(trained, study):
     """masking.judge of each network in plain and in scaled arithmetic: network -> arithmetic -> figures. In plain also
     how many images Sparse-RS finds and the gradient misses, and on how many of these, and of all, p_k is 1."""
     figures, one_step = {}, f"algorithm_{masking.ONE_STEP}"
     names = [f"{attack}_{arithmetic}" for attack in (one_step, "iterative") for arithmetic in ARITHMETICS]
     names += ["sparse_rs", "random_search", "transfer"]
-    networks, sample = paper_networks(trained), study.sample(dataset)
-    for network, moves in moves_to_success(names, networks, sample, study).items():
+    networks, sample = paper_networks(trained), study.sample[:2]
+    for network, moves in moves_to_success(names, networks, study).items():
         figures[network] = {}
         for arithmetic in ARITHMETICS:
             rivals = {"one step": moves[f"{one_step}_{arithmetic}"], "Sparse-RS": moves["sparse_rs"]}
@@ -368,63 +421,24 @@ def describe_cost(figures):
 
 
 @part("8. Passes per image, counted and at most", describe_cost, needs=["standard"])
-def cost(trained, dataset, study):
+def cost(trained, study):
     """masking.cost of each algorithm on the first COST_IMAGES that `standard` classifies correctly, in scaled
     arithmetic, which succeeds early: algorithm -> figures."""
-    images, labels = study.sample(dataset)
-    right = np.flatnonzero(training.correct(trained["standard"], images, labels))[:COST_IMAGES]
-    sample, limit = (images[right], labels[right]), study.setting.limit
-    results = {a: study.attack(trained["standard"], sample, a, arithmetic="scaled") for a in masking.COSTS}
-    return {algorithm: masking.cost(result, algorithm, limit) for algorithm, result in results.items()}
-
-
-def tell_arithmetics(figures):
-    shown = {v: v.replace("_", " ") for v in ("plain_float32", "plain_float64", "scaled_float32", "plain_float32_at_T")}
-    rates = (
-        f"{network}: " + ", ".join(f"{found['1'][v]['success_rate']:.1%} {words}" for v, words in shown.items())
-        for network, found in figures.items()
-    )
-    return f"Success of Algorithm 1, where the weights are the same: {'; '.join(rates)}."
-
-
-def tell_control(figures):
-    first, last = figures[0], figures[-1]
-    differ = max(row["decisions_that_differ"] for row in figures)
-    changed = {a: "{:.1%} to {:.1%}".format(*(row[a]["success_rate"] for row in (first, last))) for a in ARITHMETICS}
-    return (
-        f"Nothing but the size of the logits: those of standard times {first['s']} to {last['s']} change "
-        f"{differ or 'none'} of {first['decisions_compared']:,} decisions; the success of Algorithm 1 goes from "
-        f"{changed['plain']} in plain float32, from {changed['scaled']} in scaled."
-    )
-
-
-def tell_pixels(figures):
-    return f"Success of attacks that follow one map, up to all {common.PIXELS} pixels."
-
-
-def tell_stronger(figures):
-    best = {network: curves["best"] for network, curves in figures.items()}
-    moves = min(20, *(len(curve["succeeded"]) - 1 for curve in best.values()))
-    found = (f"{network} {curve['succeeded'][moves] / curve['attacked']:.1%}" for network, curve in best.items())
-    within = f"{moves} move{'s' * (moves > 1)}"
-    return f"Within {within} the best of all finds, of the images attacked: {', '.join(found)}."
-
-
-SENTENCES = {
-    "arithmetics": tell_arithmetics,
-    "control": tell_control,
-    "gradient_budget": tell_budget,
-    "success_by_pixels": tell_pixels,
-    "stronger_attacks": tell_stronger,
-}
+    network, (images, labels) = trained["standard"], study.sample[:2]
+    right = np.flatnonzero(training.correct(network, images, labels))[:COST_IMAGES]
+    setting, figures = dataclasses.replace(study.setting, arithmetic="scaled"), {}
+    for algorithm in masking.COSTS:
+        result = common.attack(network, images[right], labels[right], algorithm, setting, study.store)
+        figures[algorithm] = masking.cost(result, algorithm, setting.limit)
+    return figures
 
 
 def section(name, figures, folder, stem="masking"):
     """What a report shows of a part: a sentence and the picture that study has drawn, if any; what describe says."""
-    _, title, _, _, describe, draw = PARTS[name]
-    caption = f"{title.partition('. ')[2]}."
-    shown = [SENTENCES[name](figures), Picture(caption, folder / f"{stem}_{name}.png")] if draw else []
-    return Section(title, Parts(shown), level=3, more=describe(figures))
+    part = PARTS[name]
+    caption = f"{part.title.partition('. ')[2]}."
+    shown = [part.tell(figures), Picture(caption, folder / f"{stem}_{name}.png")] if part.draw else []
+    return Section(part.title, Parts(shown), level=3, more=part.describe(figures))
 
 
 def without_images(results):
@@ -434,7 +448,7 @@ def without_images(results):
     return {name: without_images(value) for name, value in results.items() if name != "by_image"}
 
 
-def study(parts, trained, dataset, study, folder, stem="masking"):
+def study(parts, trained, study, folder, stem="masking"):
     """Measure each of the parts, names of PARTS; yields (name, figures), then prints and draws them.
 
     trained: name -> network, `standard` among them. study: a Study. stem: what the names of pictures begin with. Raises
@@ -446,11 +460,11 @@ def study(parts, trained, dataset, study, folder, stem="masking"):
             "gradient_budget compares with standard: name temperature or distilled beside it, or --parts without it"
         )
     for name, network in trained.items():
-        right = training.correct(network, *study.sample(dataset))
+        right = training.correct(network, *study.sample[:2])
         if not right.any():
             raise common.UsageError(f"{name} classifies none of {len(right)} test images correctly: train it")
     for name in parts:
-        figures = PARTS[name].measure(trained, dataset, study)
+        figures = PARTS[name].measure(trained, study)
         yield name, figures
         shown = section(name, figures, folder, stem)
         print(f"\n{shown.heading}\n{shown.whole()}", flush=True)
@@ -506,10 +520,17 @@ def main(options):
         }
     else:
         trained = find_or_train(options.parts, dataset, protocol, options.out, options.ties)
-    store = common.Store(options.out / "parts")
     asked = options.first or options.images
     count = asked and len(common.chosen_sample(options, dataset, asked).labels)
-    told = Study(common.setting(options), options.temperature, options.seed, count, store, options.first is not None)
+    told = Study(
+        dataset=dataset,
+        count=count,
+        seed=options.seed,
+        first=options.first is not None,
+        setting=common.setting(options),
+        trained_T=options.temperature,
+        store=common.Store(options.out / "parts"),
+    )
     results = common.environment(options) | {
         "weights": {name: common.network_key(network)["weights"] for name, network in trained.items()},
         "trained_at": {name: protocol.recipe(name).temperature for name in trained},
@@ -517,7 +538,7 @@ def main(options):
         "limit": told.setting.limit,
     }
     files = common.beside(options, Path(file_name(options.parts)).stem)
-    for name, figures in study(options.parts, trained, dataset, told, files.parent, files.name):
+    for name, figures in study(options.parts, trained, told, files.parent, files.name):
         results[name] = figures
         common.write_json(options.json, without_images(results))
     print()

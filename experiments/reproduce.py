@@ -130,8 +130,9 @@ def main(options):
         if not isinstance(their_networks, Missing):
             studied["The author's networks"] = their_networks, options.out / "author"
         count = asked and min(asked, len(sample.labels))
-        told = masking.Study(plan.setting, plan.trained_T, options.seed, count, store, options.first is not None)
-        results["masking"], more = study_masking(studied, dataset, told)
+        first = options.first is not None
+        told = masking.Study(dataset, count, options.seed, first, plan.setting, plan.trained_T, store)
+        results["masking"], more = study_masking(studied, told)
         common.write_json(options.json, results)
         report.write(options.out, *article.article(*told_of, more))
     print(f"\nwritten: {options.json}, {options.out}/explore.html, report.md and report.html with their figures")
@@ -326,12 +327,12 @@ def masking_networks(networks, dataset, protocol, trained, folder, ties):
     return networks | {name: common.load_network(path, protocol.device, ties, T=T, dataset=dataset.name)}
 
 
-def study_masking(studied, dataset, told):
+def study_masking(studied, told):
     """experiments.masking on each of `studied`, heading -> (networks, folder of its pictures); told: masking.Study.
     Returns heading -> part -> figures, and heading -> part -> the Section that shows them."""
     results, sections = {}, {}
     for heading, (networks, folder) in studied.items():
-        found = dict(masking.study(masking.PARTS, networks, dataset, told, folder))
+        found = dict(masking.study(masking.PARTS, networks, told, folder))
         results[heading] = masking.without_images(found)
         sections[heading] = {part: masking.section(part, figures, folder) for part, figures in found.items()}
     return results, sections

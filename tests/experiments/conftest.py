@@ -198,11 +198,11 @@ def dataset(base, digits):
 
 
 @pytest.fixture
-def told(tmp_path):
-    """A function that makes a Study of settings for the attacks."""
+def told(dataset, tmp_path):
+    """A function that makes a Study of `dataset`, or of another one, its attacks of these settings."""
 
-    def study(**setting):
-        setting = attacks.Setting(**{"limit": 20} | setting)
-        return masking.Study(setting, trained_T=20.0, seed=0, count=None, store=common.Store(tmp_path / "parts"))
+    def study(dataset=dataset, first=False, **setting):
+        setting, store = attacks.Setting(**{"limit": 20} | setting), common.Store(tmp_path / "parts")
+        return masking.Study(dataset, None, 0, first, setting, trained_T=20.0, store=store)
 
     return study

@@ -19,11 +19,12 @@ def moves(result):
 def found(base, dataset, told):
     """A function: what an attack finds on a saturated network, of two images, in six moves; another network beside."""
     sample = dataset.test_images[:2], dataset.test_labels[:2]
+    two = dataset._replace(test_images=sample[0], test_labels=sample[1])
     networks = {"standard": rescaled(base, 30), "temperature": paper_cnn(seed=1, ties="all")}
 
     def find(name, limit=6):
-        study = told(limit=limit)
-        return curves.ATTACKS[name].moves(study, *networks.values(), sample), networks, sample, study.setting
+        study = told(two, first=True, limit=limit)
+        return curves.ATTACKS[name].moves(study, *networks.values()), networks, sample, study.setting
 
     return find
 
@@ -80,30 +81,32 @@ def test_transfer_follows_the_map_of_the_other_network(found, monkeypatch):
 def test_random_moves_do_not_depend_on_the_other_images(found, base, dataset, told, monkeypatch):
     monkeypatch.setattr(common, "PIXELS", 300)
     took, networks, (images, labels), _ = found("random")
-    alone = curves.at_random(told(limit=6), networks["standard"], None, (images[1:], labels[1:]))
+    second = dataset._replace(test_images=images[1:], test_labels=labels[1:])
+    alone = curves.at_random(told(second, limit=6), networks["standard"], None)
     assert np.array_equal(alone, took[1:])
 
 
 def test_moves_to_success_counts_images_that_the_network_is_right_about(base, dataset, told, monkeypatch):
     sources = []
 
-    def count(study, network, source, sample):
+    def count(study, network, source):
         sources.append(source)
-        return np.arange(len(sample[0]), dtype=float)
+        return np.arange(len(study.sample.labels), dtype=float)
 
     for name in ("random", "transfer"):
         monkeypatch.setitem(curves.ATTACKS, name, curves.ATTACKS[name]._replace(moves=count))
     labels = dataset.test_labels.copy()
     labels[0] = (labels[0] + 1) % 10
-    networks, sample = {"standard": base, "temperature": rescaled(base, 2)}, (dataset.test_images, labels)
-    found = curves.moves_to_success(["random", "transfer"], networks, sample, told())
+    networks = {"standard": base, "temperature": rescaled(base, 2)}
+    study = told(dataset._replace(test_labels=labels), first=True)
+    found = curves.moves_to_success(["random", "transfer"], networks, study)
     for name in networks:
         assert {attack: m.tolist() for attack, m in found[name].items()} == {
             "random": [*range(1, IMAGES)],
             "transfer": [*range(1, IMAGES)],
         }
     assert sources[1] is networks["temperature"] and sources[3] is networks["standard"]
-    alone = curves.moves_to_success(["random", "transfer"], {"standard": base}, sample, told())
+    alone = curves.moves_to_success(["random", "transfer"], {"standard": base}, study)
     assert list(alone["standard"]) == ["random"]
 
 

@@ -25,7 +25,7 @@ def no_attacks(monkeypatch):
     """Every attack succeeds on an image with twice as many moves as on the one before, by its place among ATTACKS."""
 
     def never_run(place):
-        return lambda study, network, source, sample: (place + 1.0) * 2 ** np.arange(len(sample[0]))
+        return lambda study, network, source: (place + 1.0) * 2 ** np.arange(len(study.sample.labels))
 
     for place, (name, attack) in enumerate(curves.ATTACKS.items()):
         monkeypatch.setitem(curves.ATTACKS, name, attack._replace(moves=never_run(place)))
@@ -43,7 +43,7 @@ def test_arithmetics_attacks_each_variant_as_its_name_says(base, dataset, told):
     network, (images, labels) = rescaled(base, 30), (dataset.test_images, dataset.test_labels)
     exact = saliency_maps(rescaled(network, dtype=np.float64), images, labels, arithmetic="plain").maps
     assert exact.dtype == np.float64
-    found = masking.arithmetics({"standard": network}, dataset, told())["standard"]["1"]
+    found = masking.arithmetics({"standard": network}, told())["standard"]["1"]
     for name, maps in (
         ("plain_float32", saliency_maps(network, images, labels, arithmetic="plain").maps),
         ("plain_float64", exact),
@@ -59,36 +59,36 @@ def test_arithmetics_attacks_each_variant_as_its_name_says(base, dataset, told):
     assert len({outcome["mean_moves_of_successes"] for outcome in found.values()}) > 2
 
 
-def test_control_changes_no_decision_at_any_scale(base, dataset, told):
-    rows = masking.control({"standard": base}, dataset, told(limit=2))
+def test_control_changes_no_decision_at_any_scale(base, told):
+    rows = masking.control({"standard": base}, told(limit=2))
     assert [row["s"] for row in rows] == [1, 2, 5, 10, 15, 20, 50]
     assert all(row["decisions_that_differ"] == 0 and row["closest_call"] is None for row in rows)
     assert all(row["decisions_compared"] == row["plain"]["attacked"] == IMAGES for row in rows)
 
 
-def test_control_counts_a_changed_decision(base, dataset, told, monkeypatch):
+def test_control_counts_a_changed_decision(base, told, monkeypatch):
     negative = rescaled(base, -1)
     monkeypatch.setattr(masking, "rescaled", lambda network, s: negative)
-    row = masking.control({"standard": base}, dataset, told(limit=1))[0]
+    row = masking.control({"standard": base}, told(limit=1))[0]
     assert row["decisions_that_differ"] == IMAGES and row["closest_call"] > 0
 
 
 def test_control_compares_all_test_images(base, digits, told, monkeypatch):
     monkeypatch.setattr(masking, "SCALES", (2,))
     few = digits._replace(test_images=digits.test_images[:120], test_labels=digits.test_labels[:120])
-    (row,) = masking.control({"standard": base}, few, told(limit=0))
+    (row,) = masking.control({"standard": base}, told(few, limit=0))
     assert row["decisions_compared"] == 120 and row["plain"]["images"] == masking.ATTACKED["digits"]
 
 
-def test_gradient_budget_needs_a_network_beside_standard(base, dataset, told, tmp_path):
+def test_gradient_budget_needs_a_network_beside_standard(base, told, tmp_path):
     """Said before another part is measured."""
     with pytest.raises(common.UsageError, match="name temperature or distilled beside it"):
-        next(masking.study(["control", "gradient_budget"], {"standard": base}, dataset, told(), tmp_path))
+        next(masking.study(["control", "gradient_budget"], {"standard": base}, told(), tmp_path))
 
 
 def test_two_by_two_by_two_has_eight_rows_with_four_networks(base, dataset, told):
     trained = {name: rescaled(base, s) for s, name in enumerate(NETWORKS, 20)}
-    rows = masking.two_by_two_by_two(trained, dataset, told(limit=3))
+    rows = masking.two_by_two_by_two(trained, told(limit=3))
     assert [(r["train_T"], r["distilled"], r["test_T"]) for r in rows] == [
         (train, distilled, test) for train in (1, 20) for distilled in (False, True) for test in (1, 20)
     ]
@@ -98,38 +98,38 @@ def test_two_by_two_by_two_has_eight_rows_with_four_networks(base, dataset, told
     assert (at_20["plain"]["succeeded"], at_20["plain"]["forwards"]) == (direct.succeeded.sum(), direct.forwards)
     assert at_1["plain"] != at_20["plain"]
     del trained["standard-distilled"]
-    assert len(masking.two_by_two_by_two(trained, dataset, told(limit=3))) == 6
+    assert len(masking.two_by_two_by_two(trained, told(limit=3))) == 6
 
 
-def test_success_by_pixels_is_that_of_the_attacks_on_one_map(base, dataset, told, no_attacks):
-    found = masking.success_by_pixels({"standard": base, "temperature": rescaled(base, 2)}, dataset, told())
+def test_success_by_pixels_is_that_of_the_attacks_on_one_map(base, told, no_attacks):
+    found = masking.success_by_pixels({"standard": base, "temperature": rescaled(base, 2)}, told())
     assert list(found) == ["standard", "temperature"] and list(found["standard"]) == list(curves.ONE_MAP)
     first = 1 + list(curves.ATTACKS).index("algorithm_1_plain")
     curve = found["standard"]["algorithm_1_plain"]["succeeded"]
     assert len(curve) == 785 and curve[first - 1] == 0 and curve[2 * first] == 2 and curve[-1] == IMAGES
 
 
-def test_stronger_attacks_tells_the_best_for_each_image(base, dataset, told, no_attacks, monkeypatch):
+def test_stronger_attacks_tells_the_best_for_each_image(base, told, no_attacks, monkeypatch):
     trades = curves.ATTACKS["jsma"]._replace(moves=lambda *_: np.array([1.0, 1, 1, np.inf, np.inf, np.inf]))
     monkeypatch.setitem(curves.ATTACKS, "jsma", trades)
-    found = masking.stronger_attacks({"standard": base}, dataset, told(limit=8))["standard"]
+    found = masking.stronger_attacks({"standard": base}, told(limit=8))["standard"]
     assert list(found) == [*curves.STRONGER, "best"]
     assert found["algorithm_1_plain"] == {"attacked": IMAGES, "succeeded": [0, 1, 2, 2, 3, 3, 3, 3, 4], "median": 6}
     assert found["jsma"] == {"attacked": IMAGES, "succeeded": [0] + 8 * [3], "median": None}
     assert found["best"] == {"attacked": IMAGES, "succeeded": [0] + 7 * [3] + [4], "median": 4.5}
 
 
-def test_stronger_attacks_are_told_at_the_limit_where_it_is_below_20(base, dataset, told, no_attacks):
-    found = masking.stronger_attacks({"standard": base}, dataset, told(limit=2))
+def test_stronger_attacks_are_told_at_the_limit_where_it_is_below_20(base, told, no_attacks):
+    found = masking.stronger_attacks({"standard": base}, told(limit=2))
     told_of = f"Within 2 moves the best of all finds, of the images attacked: standard {2 / IMAGES:.1%}."
     assert masking.tell_stronger(found) == told_of
-    found = masking.stronger_attacks({"standard": base}, dataset, told(limit=30))
+    found = masking.stronger_attacks({"standard": base}, told(limit=30))
     assert masking.tell_stronger(found).startswith("Within 20 moves ")
 
 
-def test_verdict_judges_each_arithmetic_by_its_own_attacks(base, dataset, told, no_attacks, monkeypatch):
+def test_verdict_judges_each_arithmetic_by_its_own_attacks(base, told, no_attacks, monkeypatch):
     monkeypatch.setattr(numbers, "judge", lambda *told: {"told": told})
-    found = masking.verdict({"standard": base, "temperature": rescaled(base, 20)}, dataset, told(limit=9))
+    found = masking.verdict({"standard": base, "temperature": rescaled(base, 20)}, told(limit=9))
     moves = {name: (place + 1.0) * 2 ** np.arange(IMAGES) for place, name in enumerate(curves.ATTACKS)}
     for arithmetic in attacks.ARITHMETICS:
         iterative, rivals, limit = found["temperature"][arithmetic]["told"]
@@ -137,16 +137,16 @@ def test_verdict_judges_each_arithmetic_by_its_own_attacks(base, dataset, told, 
         named = {"one step": f"algorithm_3_{arithmetic}", "Sparse-RS": "sparse_rs", "random search": "random_search"}
         assert set(rivals) == {*named, "transfer"}
         assert all(np.array_equal(rivals[rival], moves[name]) for rival, name in named.items())
-    _, alone, _ = masking.verdict({"standard": base}, dataset, told(limit=9))["standard"]["plain"]["told"]
+    _, alone, _ = masking.verdict({"standard": base}, told(limit=9))["standard"]["plain"]["told"]
     assert "transfer" not in alone
 
 
-def test_verdict_tells_where_what_the_gradient_misses_is_saturated(base, dataset, told, no_attacks, monkeypatch):
+def test_verdict_tells_where_what_the_gradient_misses_is_saturated(base, told, no_attacks, monkeypatch):
     """Sparse-RS succeeds on every image at once, the iterative attack on half; p_k is 1 on every other image."""
     monkeypatch.setattr(numbers, "saturated", lambda *_: np.arange(IMAGES) % 2 == 1)
     for name, moves in ("sparse_rs", np.ones(IMAGES)), ("iterative_plain", np.array([1, 9, 1, 9, 9, 1])):
         monkeypatch.setitem(curves.ATTACKS, name, curves.ATTACKS[name]._replace(moves=lambda *_, m=moves: m))
-    found = masking.verdict({"standard": base}, dataset, told(limit=8))["standard"]
+    found = masking.verdict({"standard": base}, told(limit=8))["standard"]
     plain = found["plain"]
     assert (plain["missed"], plain["missed_saturated"], plain["saturated"]) == (3, 2, 3)
     assert "missed" not in found["scaled"]
@@ -159,15 +159,15 @@ def test_cost_is_of_the_first_images_classified_correctly(base, dataset, told, m
     monkeypatch.setattr(numbers, "COSTS", {name: numbers.COSTS[name] for name in ("1", "2")})
     wrong = dataset.test_labels.copy()
     wrong[0] = (wrong[0] + 1) % 10
-    found = masking.cost({"standard": rescaled(base, 10)}, dataset._replace(test_labels=wrong), told(limit=1))
+    found = masking.cost({"standard": rescaled(base, 10)}, told(dataset._replace(test_labels=wrong), limit=1))
     assert {name: row["forwards_at_most"] for name, row in found.items()} == {"1": 2, "2": 1570}
     assert all(row["images"] == 1 and 0 < row["forwards"] <= row["forwards_at_most"] for row in found.values())
 
 
-def test_study_prints_and_draws_every_part(base, dataset, told, tmp_path, capsys, monkeypatch, no_attacks):
+def test_study_prints_and_draws_every_part(base, told, tmp_path, capsys, monkeypatch, no_attacks):
     monkeypatch.setattr(numbers, "COSTS", {"1": numbers.COSTS["1"]})
     trained = {name: rescaled(base, 10 * s) for s, name in enumerate(("standard", "temperature"), 1)}
-    results = dict(masking.study(masking.PARTS, trained, dataset, told(limit=1), tmp_path))
+    results = dict(masking.study(masking.PARTS, trained, told(limit=1), tmp_path))
     assert list(results) == list(masking.PARTS)
     assert set(results["arithmetics"]) == {"standard", "temperature"}
     assert set(results["gradient_budget"]["temperature"]) == {"test_T_1", "test_T_20"}
@@ -184,18 +184,18 @@ def test_study_prints_and_draws_every_part(base, dataset, told, tmp_path, capsys
     assert "by_image" not in (tmp_path / "results.json").read_text()
 
 
-def test_study_of_another_attack_temperature_predicts_nothing_and_is_drawn(base, dataset, told, tmp_path):
+def test_study_of_another_attack_temperature_predicts_nothing_and_is_drawn(base, told, tmp_path):
     trained = {"standard": base, "distilled": rescaled(base, 10)}
-    ((_, figures),) = masking.study(["gradient_budget"], trained, dataset, told(T=2.0), tmp_path)
+    ((_, figures),) = masking.study(["gradient_budget"], trained, told(T=2.0), tmp_path)
     assert [b["T"] for b in figures["distilled"].values()] == [2, 20]
     assert all(b["reference_T"] == 2 and "prediction" not in b for b in figures["distilled"].values())
     assert (tmp_path / "masking_gradient_budget.png").exists()
 
 
-def test_study_refuses_a_network_that_is_never_right(base, dataset, told, tmp_path):
+def test_study_refuses_a_network_that_is_never_right(base, told, tmp_path):
     trained = {"standard": base, "distilled": rescaled(base, -1)}
     with pytest.raises(common.UsageError, match="distilled classifies none of 6 test images"):
-        next(masking.study(["control"], trained, dataset, told(), tmp_path))
+        next(masking.study(["control"], trained, told(), tmp_path))
 
 
 def test_find_or_train_finds_some_and_trains_the_others(base, dataset, tmp_path, capsys):
