@@ -476,7 +476,7 @@ def find_or_train(parts, dataset, protocol, folder, ties):
     """Name -> network: those that the parts need, found in the folder or among the committed ones, or trained."""
     needed, found = {name for part in parts for name in PARTS[part].needs}, {}
     for name in (name for name in NETWORKS if name in needed):
-        file_name, T = protocol.file_name(name), protocol.recipe(name).temperature
+        file_name = protocol.file_name(name)
         try:
             path = common.find_weights(file_name, protocol.dataset, folder, "--weights")
             print(f"{name}: {path}, taken as it is", flush=True)
@@ -485,7 +485,7 @@ def find_or_train(parts, dataset, protocol, folder, ties):
             _, history = train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
             plot_history(folder / f"{file_name}.png", name, T, history)
             path = folder / f"{file_name}.npz"
-        found[name] = common.load_network(path, protocol.device, ties, T=T, dataset=protocol.dataset)
+        found[name] = protocol.load(name, path, ties)
     return found
 
 
@@ -513,11 +513,7 @@ def main(options):
             raise common.UsageError("--weights must name standard=FILE.npz: the other networks are measured against it")
     dataset, protocol = common.load_data(options.dataset, options.validation), chosen_protocol(options)
     if options.weights:
-        told = {"device": options.device, "ties": options.ties, "dataset": options.dataset}
-        trained = {
-            name: common.load_network(path, T=protocol.recipe(name).temperature, **told)
-            for name, path in options.weights
-        }
+        trained = {name: protocol.load(name, path, options.ties) for name, path in options.weights}
     else:
         trained = find_or_train(options.parts, dataset, protocol, options.out, options.ties)
     asked = options.first or options.images

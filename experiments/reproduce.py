@@ -171,8 +171,8 @@ def find_networks(names, dataset, protocol, trained, folder, ties):
         histories = {name: train(name, dataset, protocol, folder)[1] for name in names}
     networks = {}
     for name in names:
-        path, T = (trained or folder) / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature
-        networks[name] = common.load_network(path, protocol.device, ties, T=T, dataset=dataset.name)
+        path = (trained or folder) / f"{protocol.file_name(name)}.npz"
+        networks[name] = protocol.load(name, path, ties)
     return networks, histories
 
 
@@ -321,10 +321,8 @@ def masking_networks(networks, dataset, protocol, trained, folder, ties):
     if not trained:
         return masking.find_or_train(masking.PARTS, dataset, protocol, folder, ties)
     name = "standard-distilled"
-    path, T = trained / f"{protocol.file_name(name)}.npz", protocol.recipe(name).temperature
-    if not path.exists():
-        return networks
-    return networks | {name: common.load_network(path, protocol.device, ties, T=T, dataset=dataset.name)}
+    path = trained / f"{protocol.file_name(name)}.npz"
+    return networks | ({name: protocol.load(name, path, ties)} if path.exists() else {})
 
 
 def study_masking(studied, told):

@@ -67,6 +67,10 @@ class Protocol:
         }
         return name + "".join(text for text, differs in others.items() if differs)
 
+    def load(self, name, path, ties):
+        """One of the NETWORKS from a file, as load_network has it, which refuses another temperature or data set."""
+        return common.load_network(path, self.device, ties, T=self.recipe(name).temperature, dataset=self.dataset)
+
 
 def chosen_protocol(options):
     """The Protocol of the options that training_arguments adds."""

@@ -241,8 +241,7 @@ def test_command_writes_the_parts_that_it_is_asked_for(base, tmp_path, monkeypat
     options = ("--images", "8", "--limit", "1", "--ties", "first", "--out", tmp_path, "--weights", *named)
     said = succeed("masking", *options, "--parts", "gradient_budget", "two_by_two_by_two")
     assert [(str(path), *others) for path, *others in loaded] == [
-        (path, {"T": T, "device": "cpu", "ties": "first", "dataset": "digits"})
-        for path, T in zip(weights.values(), (1, 20), strict=True)
+        (path, "cpu", "first", {"T": T, "dataset": "digits"}) for path, T in zip(weights.values(), (1, 20), strict=True)
     ]
     results = read_json(tmp_path / "masking_gradient_budget_two_by_two_by_two.json")
     assert set(results) & set(masking.PARTS) == {"gradient_budget", "two_by_two_by_two"}
