@@ -11,12 +11,15 @@ SIZES_PART = 1000  # images that a kill may lose the sizes of gradients of: some
 COLORS = dict(zip(PAPER_NETWORKS, ("C0", "C1", "C2"), strict=True))
 
 
-def budget(network, reference, images, labels, *, T, reference_T, trained_T, store):
-    """masking.gradient_budget of a network attacked at T beside the reference attacked at reference_T, with its
-    prediction where both are 1, and masking.measured_in_float64 as "measured". The store keeps the sizes of the maps.
+def budget(network, reference, sample, *, T, reference_T, trained_T, store):
+    """masking.gradient_budget of a network attacked at T beside the reference attacked at reference_T, on a
+    common.Sample, whose indices the images have; with its prediction where both T are 1, and
+    masking.measured_in_float64 as "measured". The store keeps the sizes of the maps.
 
     Raises UsageError where no image is classified correctly by both.
     """
+
+    images, labels = sample.images, sample.labels
 
     def sizes(network, T):
         def measure(x, y, tell):
@@ -33,6 +36,7 @@ def budget(network, reference, images, labels, *, T, reference_T, trained_T, sto
         )
     at_trained_T = sizes(network, trained_T) if T == reference_T == 1 else None
     figures = masking.gradient_budget(ours, theirs, labels, at_trained_T)
+    figures["by_image"]["image"] = sample.indices[figures["by_image"]["image"]]
     return figures | {"measured": masking.measured_in_float64(network, reference, images, labels, ours, theirs)}
 
 

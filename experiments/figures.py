@@ -89,18 +89,19 @@ def draw_finding(path, image, title, rows):
     common.save_figure(path, fig)
 
 
+def bars(axes, at, rates, width, **style):
+    """Draw rates as bars with whiskers at these places. rates (3, N): in percent, and the bounds of their intervals."""
+    rate, low, high = rates
+    axes.bar(at, rate, width, yerr=np.maximum([rate - low, high - rate], 0), **style)
+
+
 def draw_rates(path, panels, names):
     """Success rates as bars with 95 % intervals. panels: title -> arithmetic -> Rates, one for each of the names."""
     fig, axes = common.figure(1, len(panels), width=4.2)
     for panel, (title, arithmetics) in zip(axes[0], panels.items(), strict=True):
         for offset, (arithmetic, rates) in zip((-0.2, 0.2), arithmetics.items(), strict=True):
-            shares = [100 * r.share for r in rates]
-            errors = [
-                [100 * (r.share - r.interval[0]) for r in rates],
-                [100 * (r.interval[1] - r.share) for r in rates],
-            ]
-            at = np.arange(len(names)) + offset
-            panel.bar(at, shares, 0.4, yerr=errors, color=BAR_COLOURS[arithmetic], label=f"{arithmetic} float32")
+            percents, at = 100 * np.array([(r.share, *r.interval) for r in rates]).T, np.arange(len(names)) + offset
+            bars(panel, at, percents, 0.4, color=BAR_COLOURS[arithmetic], label=f"{arithmetic} float32")
         panel.set_xticks(range(len(names)), names)
         panel.set(title=title, ylim=(0, 105))
         panel.grid(visible=False, axis="x")

@@ -19,6 +19,7 @@ import numpy as np
 from experiments import common
 from experiments.budget import COLORS, budget, describe_budget, draw_budget, tell_budget
 from experiments.curves import BUDGETS, DRAWN, ONE_MAP, PART, STRONGER, describe_curves, draw_curves, moves_to_success
+from experiments.figures import bars
 from experiments.report import Parts, Picture, Section, Table
 from experiments.train import chosen_protocol, plot_history, refuse_training, train, training_arguments
 from minicnn import data, training
@@ -166,10 +167,8 @@ def draw_arithmetics(path, figures):
         for i, (network, algorithms) in enumerate(figures.items()):
             outcomes = algorithms[algorithm].values()
             at = np.arange(len(outcomes)) + (i - (len(figures) - 1) / 2) * width
-            rate, low, high = rates(outcomes)
-            spread = np.maximum([rate - low, high - rate], 0)
             style = {"width": width, "color": COLORS[network], "label": network}
-            top.bar(at, rate, yerr=spread, capsize=2, error_kw={"lw": 1, "ecolor": "0.2"}, **style)
+            bars(top, at, rates(outcomes), capsize=2, error_kw={"lw": 1, "ecolor": "0.2"}, **style)
             bottom.bar(at, [100 * o["failed_painting_raster_order"] / o["attacked"] for o in outcomes], **style)
         top.set(title=f"Algorithm {algorithm}", ylabel="success (% of attacked)")
         bottom.set(ylabel="painted in raster order\n(% of attacked)")
@@ -184,9 +183,8 @@ def draw_arithmetics(path, figures):
 
 
 def tell_arithmetics(figures):
-    shown = {v: v.replace("_", " ") for v in ("plain_float32", "plain_float64", "scaled_float32", "plain_float32_at_T")}
     rates = (
-        f"{network}: " + ", ".join(f"{found['1'][v]['success_rate']:.1%} {words}" for v, words in shown.items())
+        f"{network}: " + ", ".join(f"{o['success_rate']:.1%} {v.replace('_', ' ')}" for v, o in found["1"].items())
         for network, found in figures.items()
     )
     return f"Success of Algorithm 1, where the weights are the same: {'; '.join(rates)}."
@@ -230,9 +228,7 @@ def draw_control(path, figures):
         panel.plot(scales, rate, style, color=color, label=f"Algorithm 1 succeeds, {arithmetic} float32")
     zeros = [100 * row["plain"]["zero_score_share"] for row in figures]
     panel.plot(scales, zeros, "s--", color="0.45", label="maps of zeros, plain float32")
-    panel.set_xscale("log")
-    panel.set_xticks(scales, [str(s) for s in scales])
-    panel.minorticks_off()
+    common.plain_numbers(panel.xaxis, scales)
     panel.set(xlabel="s: factor on the last layer's weights and biases", ylabel="% of attacked images", ylim=(0, 103))
     fig.legend(loc="outside lower center", ncols=2)
     differ, compared = max(row["decisions_that_differ"] for row in figures), figures[0]["decisions_compared"]
@@ -287,16 +283,13 @@ def gradient_budget(trained, study):
     networks = paper_networks(trained)
     reference, T = networks.pop("standard"), study.setting.T
     told = {"reference_T": T, "trained_T": study.trained_T, "store": study.store}
-    figures = {
+    return {
         name: {
-            f"test_T_{t:g}": budget(network, reference, sample.images, sample.labels, T=t, **told)
+            f"test_T_{t:g}": budget(network, reference, sample, T=t, **told)
             for t in dict.fromkeys((T, study.trained_T))
         }
         for name, network in networks.items()
     }
-    for found in (found for budgets in figures.values() for found in budgets.values()):
-        found["by_image"]["image"] = sample.indices[found["by_image"]["image"]]
-    return figures
 
 
 def describe_two_by_two_by_two(figures):
@@ -381,27 +374,31 @@ def describe_verdict(figures):
     return parts
 
 
+def missed(network, moves, study):
+    """How many images Sparse-RS finds and the gradient in plain arithmetic misses, and on how many of these, and of
+    all, p_k is 1. moves: as of moves_to_success."""
+    images, labels, limit = study.sample.images, study.sample.labels, study.setting.limit
+    right = training.correct(network, images, labels)
+    saturated = masking.saturated(network, images[right], labels[right], study.setting.T)
+    found = (moves["iterative_plain"] > limit) & (moves["sparse_rs"] <= limit)
+    counts = {"missed": found, "missed_saturated": found & saturated, "saturated": saturated}
+    return {name: int(counted.sum()) for name, counted in counts.items()}
+
+
 @part("7. The published signs of gradient masking", describe_verdict)
 def verdict(trained, study):
-    """masking.judge of each network in plain and in scaled arithmetic: network -> arithmetic -> figures. In plain also
-    how many images Sparse-RS finds and the gradient misses, and on how many of these, and of all, p_k is 1."""
-    figures, one_step = {}, f"algorithm_{masking.ONE_STEP}"
+    """masking.judge of each network in plain and in scaled arithmetic, in plain also what is `missed`: network ->
+    arithmetic -> figures."""
+    figures, networks, one_step = {}, paper_networks(trained), f"algorithm_{masking.ONE_STEP}"
     names = [f"{attack}_{arithmetic}" for attack in (one_step, "iterative") for arithmetic in ARITHMETICS]
     names += ["sparse_rs", "random_search", "transfer"]
-    networks, sample = paper_networks(trained), study.sample[:2]
     for network, moves in moves_to_success(names, networks, study).items():
         figures[network] = {}
         for arithmetic in ARITHMETICS:
             rivals = {"one step": moves[f"{one_step}_{arithmetic}"], "Sparse-RS": moves["sparse_rs"]}
             rivals |= {name.replace("_", " "): moves[name] for name in ("transfer", "random_search") if name in moves}
-            iterative, limit = moves[f"iterative_{arithmetic}"], study.setting.limit
-            figures[network][arithmetic] = masking.judge(iterative, rivals, limit)
-            if arithmetic == "plain":
-                images, labels = (array[training.correct(networks[network], *sample)] for array in sample)
-                sure = masking.saturated(networks[network], images, labels, study.setting.T)
-                missed = (iterative > limit) & (moves["sparse_rs"] <= limit)
-                counts = {"missed": missed, "missed_saturated": missed & sure, "saturated": sure}
-                figures[network][arithmetic] |= {name: int(found.sum()) for name, found in counts.items()}
+            figures[network][arithmetic] = masking.judge(moves[f"iterative_{arithmetic}"], rivals, study.setting.limit)
+        figures[network]["plain"] |= missed(networks[network], moves, study)
     return figures
 
 

@@ -191,7 +191,7 @@ def measure(networks, sample, plan, store):
         }
         if NETWORKS[name].at_temperature:
             temperatures = {"T": T, "reference_T": T, "trained_T": plan.trained_T}
-            budget = masking.budget(network, networks["standard"], images, labels, **temperatures, store=store)
+            budget = masking.budget(network, networks["standard"], sample, **temperatures, store=store)
             run[name]["gradient"] = budget
         plain, scaled = (claims.rate([run], name, "1", arithmetic) for arithmetic in ARITHMETICS)
         accuracy = correct[name].mean()
