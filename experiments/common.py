@@ -338,6 +338,10 @@ class Sample(NamedTuple):
     indices: np.ndarray
     seed: int | None
 
+    def part(self, which):
+        """The Sample of those at a slice, at indices or where a mask is true."""
+        return Sample(self.images[which], self.labels[which], self.indices[which], self.seed)
+
     def taken(self):
         """What was taken, for a JSON of results: indices where they are at most 1,000."""
         count = len(self.indices)

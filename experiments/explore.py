@@ -30,12 +30,13 @@ SEARCHED = 300  # images for one that shows the finding
 TITLES = {"standard": "the standard network, trained at T = 1", "temperature": "the network trained at T = {:g}"}
 
 
-def choose(network, images, labels, T=1.0):
-    """Of images (N, 1, H, W) the index of the first that the network sees correctly and whose plain map is exactly
-    zero, or of the first that it sees correctly. labels (N,)."""
-    plain = saliency_maps(network, images, labels, T, "plain")
-    right = plain.logits.argmax(axis=1) == labels
-    return int(np.argmax(2 * right + (plain.zeros == plain.maps[0].size)))
+def choose(network, sample, T=1.0):
+    """Of the first SEARCHED of a common.Sample, as one of a single image, the first that the network sees correctly and
+    whose plain map is exactly zero, or the first that it sees correctly."""
+    searched = sample.part(slice(SEARCHED))
+    plain = saliency_maps(network, searched.images, searched.labels, T, "plain")
+    right = plain.logits.argmax(axis=1) == searched.labels
+    return sample.part([np.argmax(2 * right + (plain.zeros == plain.maps[0].size))])
 
 
 def embed(networks, sample, setting, trained_T=TEMPERATURE):
@@ -44,11 +45,10 @@ def embed(networks, sample, setting, trained_T=TEMPERATURE):
     networks: "standard" and "temperature" -> paper_cnn, the second trained at trained_T; sample: the common.Sample to
     choose the image from; setting: of Algorithm 1, its arithmetic ignored.
     """
-    network, images, labels = networks["temperature"], sample.images[:SEARCHED], sample.labels[:SEARCHED]
-    shown = choose(network, images, labels, setting.T)
-    image, label = images[shown : shown + 1], labels[shown : shown + 1]
+    network = networks["temperature"]
+    image, label, index, _ = choose(network, sample, setting.T)
     return {
-        "index": int(sample.indices[shown]),
+        "index": int(index[0]),
         "label": int(label[0]),
         "shape": list(image.shape[2:]),
         "image": _decimals(image),

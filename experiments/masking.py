@@ -377,9 +377,8 @@ def describe_verdict(figures):
 def missed(network, moves, study):
     """How many images Sparse-RS finds and the gradient in plain arithmetic misses, and on how many of these, and of
     all, p_k is 1. moves: as of moves_to_success."""
-    images, labels, limit = study.sample.images, study.sample.labels, study.setting.limit
-    right = training.correct(network, images, labels)
-    saturated = masking.saturated(network, images[right], labels[right], study.setting.T)
+    limit, attacked = study.setting.limit, study.sample.part(training.correct(network, *study.sample[:2]))
+    saturated = masking.saturated(network, attacked.images, attacked.labels, study.setting.T)
     found = (moves["iterative_plain"] > limit) & (moves["sparse_rs"] <= limit)
     counts = {"missed": found, "missed_saturated": found & saturated, "saturated": saturated}
     return {name: int(counted.sum()) for name, counted in counts.items()}
@@ -421,11 +420,11 @@ def describe_cost(figures):
 def cost(trained, study):
     """masking.cost of each algorithm on the first COST_IMAGES that `standard` classifies correctly, in scaled
     arithmetic, which succeeds early: algorithm -> figures."""
-    network, (images, labels) = trained["standard"], study.sample[:2]
-    right = np.flatnonzero(training.correct(network, images, labels))[:COST_IMAGES]
+    network, right = trained["standard"], training.correct(trained["standard"], *study.sample[:2])
+    images, labels, *_ = study.sample.part(np.flatnonzero(right)[:COST_IMAGES])
     setting, figures = dataclasses.replace(study.setting, arithmetic="scaled"), {}
     for algorithm in masking.COSTS:
-        result = common.attack(network, images[right], labels[right], algorithm, setting, study.store)
+        result = common.attack(network, images, labels, algorithm, setting, study.store)
         figures[algorithm] = masking.cost(result, algorithm, setting.limit)
     return figures
 

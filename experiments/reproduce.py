@@ -107,7 +107,7 @@ def main(options):
         ],
         "author": theirs.reason if isinstance(theirs, Missing) else {"networks": masking.without_images(theirs)},
         "appendix_a": appendix.reason if isinstance(appendix, Missing) else appendix,
-        "sample": sample._replace(indices=sample.indices[: max(counts.values())]).taken(),
+        "sample": sample.part(slice(max(counts.values()))).taken(),
         "setting": {key: value for key, value in vars(plan.setting).items() if key != "arithmetic"},
         "denominator": plan.denominator,
         "temperature": plan.trained_T,
@@ -302,11 +302,9 @@ def attack_and_look(network, images, labels, setting):
 def draw_finding(path, sample, network, plan):
     """One image, its map and Algorithm 1, in plain and in scaled arithmetic, on the T-trained network.
 
-    The image is that of the page, explore.choose's.
+    The image is that of the page.
     """
-    images, labels = sample.images[: explore.SEARCHED], sample.labels[: explore.SEARCHED]
-    shown = explore.choose(network, images, labels, plan.setting.T)
-    image, label = images[shown : shown + 1], labels[shown : shown + 1]
+    image, label, *_ = explore.choose(network, sample, plan.setting.T)
     seen = training.predict(network, image).argmax()
     rows = []
     for setting in plan.settings():

@@ -115,14 +115,15 @@ def test_explore_repeats_the_attack_move_by_move(shown, networks, setting):
 
 
 def test_explore_chooses_the_first_that_is_right_and_blank(networks):
-    digits = data.load("digits")
-    images, labels = digits.test_images[:100], digits.test_labels[:100]
+    sample = common.sample(data.load("digits"), 100, seed=0)
+    images, labels = sample.images, sample.labels
     plain = saliency_maps(networks["temperature"], images, labels, arithmetic="plain")
     right, blank = plain.logits.argmax(axis=1) == labels, plain.zeros == 28 * 28
     assert right.any() and blank.any()
-    assert explore.choose(networks["temperature"], images, labels) == np.flatnonzero(right & blank)[0]
-    seen = right & ~blank if (right & ~blank).any() else right
-    assert explore.choose(networks["standard"], images[seen], labels[seen]) == 0
+    first = sample.indices[np.flatnonzero(right & blank)[0]]
+    assert explore.choose(networks["temperature"], sample).indices == [first]
+    seen = sample.part(right & ~blank if (right & ~blank).any() else right)
+    assert explore.choose(networks["standard"], seen).indices == seen.indices[:1]
 
 
 def test_explore_without_networks(tmp_path):
