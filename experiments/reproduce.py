@@ -73,59 +73,50 @@ def main(options):
         for protocol in protocols:
             find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
 
-    runs, histories, shown = [], {name: [] for name in names}, None
+    networks, histories, runs = [], [], []
     for protocol in protocols:
         print(f"seed {protocol.seed}: training and attacking {', '.join(names)} on {dataset.name}", flush=True)
-        networks, found = find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
-        runs.append(measure(networks, sample, plan, store))
-        shown = shown or networks
-        for name in names:
-            histories[name].append(found[name])
-    if dataset.name == "mnist":
-        their_networks = author_networks(options.device, options.ties)
-    else:
-        their_networks = Missing("needs --dataset mnist, on which the author's networks were trained")
-    if isinstance(their_networks, Missing):
-        theirs = appendix = their_networks
-    else:
-        print("the author's own networks", flush=True)
-        theirs, appendix = (
-            measure(their_networks, sample, plan, store),
-            appendix_a(their_networks["standard"], dataset),
-        )
+        found = find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
+        networks.append(found[0])
+        histories.append(found[1])
+        runs.append(measure(networks[-1], sample, plan, store))
+    their_networks, theirs, appendix = measure_author(dataset, options, sample, plan, store)
     judged = claims.Results(runs, plan.trained_T, theirs, appendix)
     measured = claims.measure(judged)
     table = claims.rows(judged, measured)
     rates = over_seeds(runs) | ({} if isinstance(theirs, Missing) else over_seeds([theirs], article.THEIRS))
 
-    epochs = [{name: len(history[i]) for name, history in histories.items()} for i in range(len(seeds))]
     environment = common.environment(options)
+    setting = vars(plan.setting) | {"ties": options.ties, "images": plan.images}
     results = environment | {
         "runs": [
-            {"seed": protocol.seed, "epochs": epochs[i], "networks": masking.without_images(runs[i])}
-            for i, protocol in enumerate(protocols)
+            {
+                "seed": protocol.seed,
+                "epochs": {name: len(epochs) for name, epochs in history.items()},
+                "networks": masking.without_images(run),
+            }
+            for protocol, history, run in zip(protocols, histories, runs, strict=True)
         ],
         "author": theirs.reason if isinstance(theirs, Missing) else {"networks": masking.without_images(theirs)},
         "appendix_a": appendix.reason if isinstance(appendix, Missing) else appendix,
         "sample": sample.part(slice(max(counts.values()))).taken(),
-        "setting": {key: value for key, value in vars(plan.setting).items() if key != "arithmetic"},
+        "setting": {key: value for key, value in setting.items() if key != "arithmetic"},
         "denominator": plan.denominator,
         "temperature": plan.trained_T,
         "seeds": {name: {of: rate.by_seed for of, rate in row.items()} for name, row in rates.items()},
         "comparisons": claims.comparisons(measured),
         "table": [row._asdict() for row in table.values()],
     }
-    results["setting"] |= {"ties": options.ties, "images": plan.images}
     if not options.trained:
         results["recipes"] = {name: vars(protocols[0].recipe(name)) for name in names}
     common.write_json(options.json, results)
     print(f"\n{report.terminal(claims.as_table(table.values()))}\n\n{article.means(rates)}")
 
-    pictures = draw(options.out, sample, shown, histories, their_networks, runs, plan, environment)
+    pictures = draw(options.out, sample, networks[0], histories, their_networks, runs, plan, environment)
     told_of = (results, measured, table, rates, pictures, options.out)
     report.write(options.out, *article.article(*told_of))
     if options.masking:
-        ours = masking_networks(shown, dataset, protocols[0], options.trained, options.out, options.ties)
+        ours = masking_networks(networks[0], dataset, protocols[0], options.trained, options.out, options.ties)
         studied = {"Why temperature seemed to work": (ours, options.out)}
         if not isinstance(their_networks, Missing):
             studied["The author's networks"] = their_networks, options.out / "author"
@@ -199,6 +190,18 @@ def measure(networks, sample, plan, store):
     return run
 
 
+def measure_author(dataset, options, sample, plan, store):
+    """The author's own networks, what `measure` gives of them, and appendix_a; each Missing where there are none."""
+    if dataset.name == "mnist":
+        networks = author_networks(options.device, options.ties)
+    else:
+        networks = Missing("needs --dataset mnist, on which the author's networks were trained")
+    if isinstance(networks, Missing):
+        return networks, networks, networks
+    print("the author's own networks", flush=True)
+    return networks, measure(networks, sample, plan, store), appendix_a(networks["standard"], dataset)
+
+
 def attack_all(name, network, sample, correct, plan, store):
     """Every attack on one network: algorithm -> arithmetic -> statistics.summary, and the Outcomes "by_image". correct:
     as for common.counted."""
@@ -252,8 +255,8 @@ def appendix_a(network, dataset):
 def draw(folder, sample, networks, histories, their_networks, runs, plan, environment):
     """The page to explore and all figures of the table's report, to the folder; returns name -> report.Picture.
 
-    networks: those of one seed; histories: name -> one of every seed; their_networks: the author's; environment: of
-    common.environment, told at the foot of the page.
+    networks: those of one seed; histories: of every seed, name -> history; their_networks: the author's; environment:
+    of common.environment, told at the foot of the page.
     """
     explore.write(folder / "explore.html", environment | explore.embed(networks, sample, plan.setting, plan.trained_T))
     trained_at = f"T = {plan.trained_T:g}"
@@ -286,10 +289,10 @@ def draw(folder, sample, networks, histories, their_networks, runs, plan, enviro
         rows = [(a, saliency_maps(networks[name], images, labels, plan.setting.T, a)) for a in ARITHMETICS]
         figures.draw_maps(folder / f"saliency_{name}.png", images, rows)
         captions[f"saliency_{name}"] = f"Saliency maps of the {name} network; above them their largest absolute entry."
-    for name, history in histories.items():
+    for name in histories[0]:
         T = plan.trained_T if NETWORKS[name].at_temperature else 1.0
-        plot_history(folder / f"{name}.png", name, T, *history)
-        captions[name] = f"Training of the {name} network{', every seed' * (len(history) > 1)}."
+        plot_history(folder / f"{name}.png", name, T, *(history[name] for history in histories))
+        captions[name] = f"Training of the {name} network{', every seed' * (len(histories) > 1)}."
     return {name: report.Picture(caption, folder / f"{name}.png") for name, caption in captions.items()}
 
 

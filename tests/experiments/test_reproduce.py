@@ -230,7 +230,7 @@ def test_reproduce_trains_every_seed(tmp_path, monkeypatch, capsys):
 
     def draw(folder, sample, networks, histories, *_):
         assert (tmp_path / "results.json").exists()
-        drawn.append((networks, {name: list(map(len, each)) for name, each in histories.items()}))
+        drawn.append((networks, [{name: len(epochs) for name, epochs in history.items()} for history in histories]))
         return {}
 
     monkeypatch.setattr(reproduce, "find_networks", find_networks)
@@ -238,7 +238,7 @@ def test_reproduce_trains_every_seed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "draw", draw)
     run_command(monkeypatch, "--seed", 5, "--seeds", 2, "--epochs", 7, "--batch", 50, "--out", tmp_path)
     assert found == [(5, None, tmp_path), (6, None, tmp_path)]
-    assert drawn == [({"standard": 5}, dict.fromkeys(PAPER_NETWORKS, [50, 60]))]
+    assert drawn == [({"standard": 5}, [dict.fromkeys(PAPER_NETWORKS, epochs) for epochs in (50, 60)])]
     results = read_json(tmp_path / "results.json")
     assert [(run["seed"], run["epochs"]) for run in results["runs"]] == [
         (5, dict.fromkeys(PAPER_NETWORKS, 50)),
