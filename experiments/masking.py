@@ -479,7 +479,7 @@ def find_or_train(parts, dataset, protocol, folder, ties):
         except common.UsageError:
             print(f"{name}: to be trained, {protocol.epochs} epochs", flush=True)
             _, history = train(name, dataset, protocol, folder, teacher=found.get(NETWORKS[name].teacher))
-            plot_history(folder / f"{file_name}.png", name, T, history)
+            plot_history(folder / f"{file_name}.png", name, protocol.recipe(name).temperature, history)
             path = folder / f"{file_name}.npz"
         found[name] = protocol.load(name, path, ties)
     return found

@@ -41,7 +41,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import command, common, report
-from experiments.train import DATASET_DEFAULTS, Protocol, held_out
+from experiments.train import Protocol, chosen_protocol, held_out, length_arguments
 from minicnn import cpu, data, training
 from minicnn.paper import attacks
 from minicnn.paper.networks import paper_cnn, rescaled
@@ -433,15 +433,23 @@ def summary(found):
     return lines
 
 
+def texts(line):
+    """A line of a summary, or of its JSON, as text: what it is of, and each of the FIGURES, None where no network was
+    attacked."""
+    label, figures = f"{'T' if line['series'] == TRAINED else 's'} = {line['value']:g}", dict.fromkeys(FIGURES)
+    if line["networks"]:
+        for name, figure in FIGURES.items():
+            figures[name] = figure.text(*(np.nan if number is None else number for number in line[name]))
+    return label, figures
+
+
 def table(lines):
     """A summary as text, percentages but for the last two columns."""
     rows = [["", *headings] for headings in zip(*(figure.heading for figure in FIGURES.values()), strict=True)]
-    for series, letter in (TRAINED, "T"), (CONTROL, "s"):
+    for series in (TRAINED, CONTROL):
         rows.append([series])
-        for line in lines:
-            if line["series"] == series:
-                texts = [figure.text(*line[name]) if line["networks"] else "-" for name, figure in FIGURES.items()]
-                rows.append([f"  {letter} = {line['value']:g}", *texts])
+        for label, figures in (texts(line) for line in lines if line["series"] == series):
+            rows.append([f"  {label}", *(figure or "-" for figure in figures.values())])
     widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
     return "\n".join(" ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows)
 
@@ -482,15 +490,9 @@ def section(results, folder):
         f"{seeds} seed{'s' * (seeds > 1)}. Where both lie on each other when set against the largest logit, "
         "temperature acts through the size of the logits alone."
     )
+    heads = ["", *(" ".join(figure.heading).strip() for figure in FIGURES.values())]
     rows = [
-        {"": f"{'T' if line['series'] == TRAINED else 's'} = {line['value']:g}"}
-        | {
-            " ".join(figure.heading).strip(): figure.text(*(np.nan if x is None else x for x in line[name]))
-            if line["networks"]
-            else None
-            for name, figure in FIGURES.items()
-        }
-        for line in results["summary"]
+        dict(zip(heads, [label, *figures.values()], strict=True)) for label, figures in map(texts, results["summary"])
     ]
     picture, table = report.Picture(caption, folder / "sweep.png"), report.Table(rows)
     heading = "Temperature, or the size of the logits?"
@@ -525,18 +527,11 @@ def main(options):
     if options.scheduler and options.workers:
         raise common.UsageError("--workers are processes of this machine: a Dask cluster has those that it has")
     seeds = common.seeds(options)
-    dataset, defaults = common.load_data(options.dataset, options.validation), DATASET_DEFAULTS[options.dataset]
+    dataset, protocol = common.load_data(options.dataset, options.validation), chosen_protocol(options)
     sample = common.chosen_sample(options, dataset, IMAGES[options.dataset])
     results = common.environment(options)
     cores = results["machine"]["cores"]
     workers = options.workers or (cores if options.device == "cpu" else 1)
-    protocol = Protocol(
-        dataset=options.dataset,
-        T=1.0,
-        epochs=options.epochs or defaults["epochs"],
-        batch=options.batch or defaults["batch"],
-        device=options.device,
-    )
     plan = Plan(
         protocol=protocol,
         validation=options.validation,
@@ -590,11 +585,8 @@ if __name__ == "__main__":
         "--temperatures", type=temperatures, default="1,2,5,10,20,50,100", metavar="T,T,...", help=meaning
     )
     parser.add_argument("--seeds", type=common.positive(int), default=3, help="networks of each; default: 3")
-    parser.add_argument("--epochs", type=common.positive(int), help="default: 50 for mnist, 25 for digits")
-    parser.add_argument(
-        "--batch", type=common.positive(int), help="samples a step; default: 128 for mnist, 32 for digits"
-    )
-    parser.add_argument("--validation", type=int, help="training samples set apart; default: 1000 of mnist")
+    length_arguments(parser)
+    parser.set_defaults(temperature=1.0, teacher_dropout="on", no_graph=False)  # of a Protocol, not asked for here
     parser.add_argument(
         "--scheduler",
         type=common.named(str),

@@ -166,8 +166,8 @@ def default_of(name):
     return "default: " + ", ".join(f"{values[name]} for {dataset}" for dataset, values in DATASET_DEFAULTS.items())
 
 
-def training_arguments(parser):
-    """Add the options of training to a parser."""
+def length_arguments(parser):
+    """Add the options of training that say how long, and on what, to a parser."""
     parser.add_argument("--epochs", type=common.positive(int), help=default_of("epochs"))
     parser.add_argument("--batch", type=common.positive(int), help=f"samples a step; {default_of('batch')}")
     parser.add_argument(
@@ -175,6 +175,11 @@ def training_arguments(parser):
         type=int,
         help="training samples set apart; default: 1000 of mnist, as the author had it (the paper's text says 10000)",
     )
+
+
+def training_arguments(parser):
+    """Add all options of training to a parser."""
+    length_arguments(parser)
     parser.add_argument(
         "--temperature",
         type=common.positive(float),
