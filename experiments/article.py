@@ -8,6 +8,7 @@ from experiments import adversarial_samples, claims, common, replay, sweep
 from experiments.report import Parts, Picture, Section, Table
 from minicnn.files import read_file
 from minicnn.paper.networks import PAPER_NETWORKS
+from minicnn.paper.saliency import ARITHMETICS
 
 PAPER = (
     "Song (2017), Temperature of Output Layer rather than Distillation Technique Determines the Robustness of "
@@ -101,7 +102,7 @@ def is_there(part):
 
 
 def of_arithmetics(prefix):
-    return (f"figures_1_and_2_{prefix}{arithmetic}" for arithmetic in ("plain", "scaled"))
+    return (f"figures_1_and_2_{prefix}{arithmetic}" for arithmetic in ARITHMETICS)
 
 
 def in_text(studied):
@@ -125,9 +126,7 @@ def among_tables(studied):
 def finding(factor, rates, trained_at):
     """The one sentence."""
     of = [
-        rates[name][f"Algorithm 1, {arithmetic}"]
-        for name in ("temperature", "standard")
-        for arithmetic in ("plain", "scaled")
+        rates[name][f"Algorithm 1, {arithmetic}"] for name in ("temperature", "standard") for arithmetic in ARITHMETICS
     ]
     if not all(rate.trials for rate in of):
         return "Not judged: no samples."

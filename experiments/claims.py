@@ -3,12 +3,14 @@ and a verdict in one sentence that is computed from comparisons. CLAIMS is the t
 
 import statistics
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.report import Table
+from minicnn.paper.saliency import ARITHMETICS
 from minicnn.paper.statistics import (
     Comparison,
     Pairs,
@@ -180,7 +182,7 @@ def rate(runs, network, algorithm, arithmetic):
 
 def success(algorithm, results):
     """Figures: the Rates on the standard network, plain and scaled."""
-    rates = [rate(results.runs, "standard", algorithm, arithmetic) for arithmetic in ("plain", "scaled")]
+    rates = [rate(results.runs, "standard", algorithm, arithmetic) for arithmetic in ARITHMETICS]
     underflow = attacks_compared(results.runs, (algorithm, "scaled"), (algorithm, "plain"))
     return Measured(rates, {"scaled against plain": underflow})
 
@@ -206,8 +208,7 @@ def success_verdict(claimed, measured, trained_at, at_least=False):
 
 def in_both(first, second, algorithm, results):
     """Comparisons of two networks under an attack, in plain and in scaled arithmetic."""
-    arithmetics = ("plain", "scaled")
-    return Measured(None, {a: networks_compared(results.runs, first, second, algorithm, a) for a in arithmetics})
+    return Measured(None, {a: networks_compared(results.runs, first, second, algorithm, a) for a in ARITHMETICS})
 
 
 def factor_cells(measured):
@@ -262,9 +263,8 @@ def refreshed(results):
     runs = results.runs
     if "4" not in runs[0]["standard"]["attacks"]:
         return Missing("was not run: --refreshed 10 runs it on 10 images")
-    arithmetics = ("plain", "scaled")
-    moves = {a: [_mean_moves(runs, algorithm, a) for algorithm in "42"] for a in arithmetics}
-    return Measured(moves, {a: attacks_compared(runs, ("4", a), ("2", a)) for a in arithmetics})
+    moves = {a: [_mean_moves(runs, algorithm, a) for algorithm in "42"] for a in ARITHMETICS}
+    return Measured(moves, {a: attacks_compared(runs, ("4", a), ("2", a)) for a in ARITHMETICS})
 
 
 def _mean_moves(runs, algorithm, arithmetic):
@@ -371,10 +371,9 @@ def appendix_verdict(measured, trained_at):
 
 def units_off(value, printed):
     """By how many units of its last digit a value, rounded alike, differs from a printed number, "-2.2915e-08"."""
-    decimals = len(printed.partition("e")[0].partition(".")[2])
-    exponent = int(printed.partition("e")[2])
-    ours = f"{value:.{decimals}e}"
-    return abs(round((float(ours) - float(printed)) / 10.0 ** (exponent - decimals)))
+    printed = Decimal(printed)
+    difference = Decimal(value).quantize(printed) - printed
+    return int(abs(difference).scaleb(-printed.as_tuple().exponent))
 
 
 # What the author's runs gave is in the history of his repository, github.com/songhobby/CNN, up to commit 77e07afd: logs

@@ -24,6 +24,7 @@ import dataclasses
 import importlib
 import inspect
 import platform
+import statistics
 import sys
 import textwrap
 import time
@@ -41,7 +42,6 @@ from minicnn import cpu, data, training
 from minicnn.paper import attacks
 from minicnn.paper.networks import paper_cnn, rescaled
 from minicnn.paper.saliency import ARITHMETICS, saliency_maps
-from minicnn.paper.statistics import standard_deviation
 from minicnn.weights import get_weights, set_weights
 
 IMAGES = {"digits": 200, "mnist": 500}  # attacked, of every network
@@ -305,7 +305,7 @@ def summary(found):
         for name in FIGURES:
             of_seeds = [f[name] for f in figures]
             mean = np.mean(of_seeds) if of_seeds else np.nan
-            line[name] = [mean, standard_deviation(of_seeds) if len(of_seeds) > 1 else np.nan]
+            line[name] = [mean, statistics.stdev(of_seeds) if len(of_seeds) > 1 else np.nan]
         lines.append(line)
     return lines
 

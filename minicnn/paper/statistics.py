@@ -29,11 +29,6 @@ def wilson_interval(successes: float, trials: float, alpha: float = SIGNIFICANT)
     return float(low) if successes else 0.0, float(high) if successes < trials else 1.0  # there without rounding
 
 
-def standard_deviation(values: Sequence[float]) -> float:
-    """Of a sample, 0 for less than two values."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 class Rate(NamedTuple):
     """Successes of trials, over all seeds together; by_seed: the rate of each.
 
@@ -73,8 +68,8 @@ class Rate(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the seeds' rates; 0 for one seed."""
-        return standard_deviation(self.by_seed)
+        """Standard deviation of the seeds' rates, as of a sample; 0 for less than two."""
+        return statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else 0.0
 
     def __str__(self) -> str:
         return self.text()

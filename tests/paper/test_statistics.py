@@ -20,7 +20,6 @@ from minicnn.paper.statistics import (
     log10_mean,
     mean_test,
     median_interval,
-    standard_deviation,
     summary,
     wilson_interval,
 )
@@ -62,9 +61,9 @@ def test_wilson_interval_of_none_and_of_all_begins_and_ends_there():
         assert wilson_interval(0, trials)[0] == 0 and wilson_interval(trials, trials)[1] == 1
 
 
-def test_standard_deviation_of_a_sample():
-    assert standard_deviation([1.0, 3.0]) == pytest.approx(math.sqrt(2))
-    assert standard_deviation([5.0]) == standard_deviation([]) == 0
+def test_rate_has_the_spread_of_a_sample():
+    assert Rate(4, 10, (0.3, 0.5)).spread == pytest.approx(math.sqrt(0.02))
+    assert Rate(5, 10, (0.5,)).spread == Rate(0, 0).spread == 0
 
 
 def test_rate_of_one_seed():
