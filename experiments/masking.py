@@ -85,9 +85,9 @@ class Study:
 class Part(NamedTuple):
     """One question of the study.
 
-    needs: the networks that it asks for. measure(trained, study) -> figures: name -> network to a dict or list of plain
-    numbers. describe(figures) -> report.Parts. draw(path, figures) writes its picture, and tell(figures) is the
-    sentence beside it; None where it has none.
+    needs: the networks that it asks for, in order. measure(networks, study) -> figures: name -> network, of those that
+    there are, to a dict or list of plain numbers. describe(figures) -> report.Parts. draw(path, figures) writes its
+    picture, and tell(figures) is the sentence beside it; None where it has none.
     """
 
     name: str
@@ -110,11 +110,6 @@ def part(title, describe, draw=None, tell=None, needs=PAPER_NETWORKS):
         return measure
 
     return add
-
-
-def paper_networks(trained):
-    """Those of the paper's three networks that are in name -> network."""
-    return {name: trained[name] for name in PAPER_NETWORKS if name in trained}
 
 
 def one_table(rows):
@@ -191,10 +186,10 @@ def tell_arithmetics(figures):
 
 
 @part("1. The same weights, the map computed four ways", describe_arithmetics, draw_arithmetics, tell_arithmetics)
-def arithmetics(trained, study):
+def arithmetics(networks, study):
     """Algorithms 1 and 3 on the same weights: network -> algorithm -> variant of the map's arithmetic -> outcome."""
     figures = {}
-    for name, network in paper_networks(trained).items():
+    for name, network in networks.items():
         figures[name] = {}
         exact = rescaled(network, dtype=np.float64)
         for algorithm in ("1", "3"):
@@ -255,13 +250,13 @@ def tell_control(figures):
     tell_control,
     needs=["standard"],
 )
-def control(trained, study):
+def control(networks, study):
     """Algorithm 1 on `standard` with logits s times as large, one row per s.
 
     Multiplying all logits by s > 0 changes no decision and, in exact arithmetic, hardly the map's order; what changes
     is where float32 ends. Decisions are compared on all test images.
     """
-    network, images, rows = trained["standard"], study.dataset.test_images, []
+    network, images, rows = networks["standard"], study.dataset.test_images, []
     logits = training.predict(network, images)
     for s in SCALES:
         copy = rescaled(network, s)
@@ -276,12 +271,11 @@ def control(trained, study):
     draw_budget,
     tell_budget,
 )
-def gradient_budget(trained, study):
+def gradient_budget(networks, study):
     """The budget of `temperature` and `distilled` beside `standard`, attacked at the setting's T and at that of
     training, on all test images unless the study says how many: network -> T -> figures."""
     sample = study.taken(len(study.dataset.test_labels))
-    networks = paper_networks(trained)
-    reference, T = networks.pop("standard"), study.setting.T
+    reference, T = networks["standard"], study.setting.T
     told = {"reference_T": T, "trained_T": study.trained_T, "store": study.store}
     return {
         name: {
@@ -289,6 +283,7 @@ def gradient_budget(trained, study):
             for t in dict.fromkeys((T, study.trained_T))
         }
         for name, network in networks.items()
+        if name != "standard"
     }
 
 
@@ -304,14 +299,14 @@ def describe_two_by_two_by_two(figures):
 
 
 @part("4. Training temperature, distillation, temperature of the attack", describe_two_by_two_by_two, needs=NETWORKS)
-def two_by_two_by_two(trained, study):
+def two_by_two_by_two(networks, study):
     """Algorithm 1 on every network there is, its loss at T = 1 and at the T of training, in rows."""
     rows = []
-    for name in sorted(trained, key=lambda name: (NETWORKS[name].at_temperature, NETWORKS[name].teacher is not None)):
+    for name in sorted(networks, key=lambda name: (NETWORKS[name].at_temperature, NETWORKS[name].teacher is not None)):
         train_T = study.trained_T if NETWORKS[name].at_temperature else 1.0
         for T in (1.0, study.trained_T):
             row = {"network": name, "train_T": train_T, "distilled": NETWORKS[name].teacher is not None, "test_T": T}
-            rows.append(row | study.outcomes(trained[name], T=T))
+            rows.append(row | study.outcomes(networks[name], T=T))
     return rows
 
 
@@ -325,9 +320,9 @@ def tell_pixels(figures):
     functools.partial(draw_curves, names=ONE_MAP, scale="symlog"),
     tell_pixels,
 )
-def success_by_pixels(trained, study):
+def success_by_pixels(networks, study):
     """One map an image: network -> attack -> masking.success_curve over all pixels."""
-    found, pixels = moves_to_success(ONE_MAP, paper_networks(trained), study), common.PIXELS
+    found, pixels = moves_to_success(ONE_MAP, networks, study), common.PIXELS
     return {n: {a: masking.success_curve(moves, pixels) for a, moves in of.items()} for n, of in found.items()}
 
 
@@ -352,10 +347,10 @@ def tell_stronger(figures):
     functools.partial(draw_curves, names=DRAWN),
     tell_stronger,
 )
-def stronger_attacks(trained, study):
+def stronger_attacks(networks, study):
     """network -> attack -> masking.success_curve up to the limit; best: of all, for each image."""
     figures = {}
-    for name, found in moves_to_success(STRONGER, paper_networks(trained), study).items():
+    for name, found in moves_to_success(STRONGER, networks, study).items():
         found["best"] = np.minimum.reduce(list(found.values()))
         figures[name] = {attack: masking.success_curve(moves, study.setting.limit) for attack, moves in found.items()}
     return figures
@@ -385,10 +380,10 @@ def missed(network, moves, study):
 
 
 @part("7. The published signs of gradient masking", describe_verdict)
-def verdict(trained, study):
+def verdict(networks, study):
     """masking.judge of each network in plain and in scaled arithmetic, in plain also what is `missed`: network ->
     arithmetic -> figures."""
-    figures, networks, one_step = {}, paper_networks(trained), f"algorithm_{masking.ONE_STEP}"
+    figures, one_step = {}, f"algorithm_{masking.ONE_STEP}"
     names = [f"{attack}_{arithmetic}" for attack in (one_step, "iterative") for arithmetic in ARITHMETICS]
     names += ["sparse_rs", "random_search", "transfer"]
     for network, moves in moves_to_success(names, networks, study).items():
@@ -417,10 +412,10 @@ def describe_cost(figures):
 
 
 @part("8. Passes per image, counted and at most", describe_cost, needs=["standard"])
-def cost(trained, study):
+def cost(networks, study):
     """masking.cost of each algorithm on the first COST_IMAGES that `standard` classifies correctly, in scaled
     arithmetic, which succeeds early: algorithm -> figures."""
-    network, right = trained["standard"], training.correct(trained["standard"], *study.sample[:2])
+    network, right = networks["standard"], training.correct(networks["standard"], *study.sample[:2])
     images, labels, *_ = study.sample.part(np.flatnonzero(right)[:COST_IMAGES])
     setting, figures = dataclasses.replace(study.setting, arithmetic="scaled"), {}
     for algorithm in masking.COSTS:
@@ -451,7 +446,8 @@ def study(parts, trained, study, folder, stem="masking"):
     UsageError where one of the networks is right on no image: there is nothing to attack; or gradient_budget has none
     to compare with standard.
     """
-    if "gradient_budget" in parts and len(paper_networks(trained)) < 2:
+    given = {part: {name: trained[name] for name in PARTS[part].needs if name in trained} for part in parts}
+    if "gradient_budget" in parts and len(given["gradient_budget"]) < 2:
         raise common.UsageError(
             "gradient_budget compares with standard: name temperature or distilled beside it, or --parts without it"
         )
@@ -460,7 +456,7 @@ def study(parts, trained, study, folder, stem="masking"):
         if not right.any():
             raise common.UsageError(f"{name} classifies none of {len(right)} test images correctly: train it")
     for name in parts:
-        figures = PARTS[name].measure(trained, study)
+        figures = PARTS[name].measure(given[name], study)
         yield name, figures
         shown = section(name, figures, folder, stem)
         print(f"\n{shown.heading}\n{shown.whole()}", flush=True)
