@@ -40,7 +40,7 @@ def budget(network, reference, sample, *, T, reference_T, trained_T, store):
     return figures | {"measured": masking.measured_in_float64(network, reference, images, labels, ours, theirs)}
 
 
-def describe_budget(figures):
+def describe(figures):
     found = {f"{name} at T = {b['T']:g}": b for name, budgets in figures.items() for b in budgets.values()}
     lines = {
         "images": lambda b: b["images"],
@@ -92,7 +92,7 @@ def _remarks(name, found):
     return [f"{name}: {line}" for line in lines]
 
 
-def budget_rows(figures):
+def rows(figures):
     """A dict for every network, T and image: log10 of the ratio and its terms."""
     terms = ("ratio", "temperature", "jacobian", "saturation")
     return [
@@ -104,10 +104,10 @@ def budget_rows(figures):
     ]
 
 
-def draw_budget(path, figures):
+def draw(path, figures):
     """A row per network: distribution of the ratio, its terms image by image, predicted against measured. Beside the
     picture, NAME_gradient_budget.png, NAME_budget.csv, with a line per network, T and image."""
-    common.write_csv(path.with_name(f"{path.stem.removesuffix('gradient_budget')}budget.csv"), budget_rows(figures))
+    common.write_csv(path.with_name(f"{path.stem.removesuffix('gradient_budget')}budget.csv"), rows(figures))
     fig, axes = common.figure(len(figures), 3, width=4.4, height=4.0)
     for (network, budgets), (histogram, terms, prediction) in zip(figures.items(), axes, strict=True):
         found = next(iter(budgets.values()))
@@ -146,7 +146,7 @@ def draw_budget(path, figures):
     common.save_figure(path, fig)
 
 
-def tell_budget(figures):
+def tell(figures):
     return (
         "Image by image. Left: the gradient beside that of standard; middle: what the ratio is made of; right: the "
         "ratio that the margin of the logits predicts, and the measured one."

@@ -28,7 +28,7 @@ APPENDIX_A = {"index": 2659, "mean": "-2.2915e-08", "max": "9.78318e-05", "moves
 
 # What is measured of one seed's networks, or of the author's: name -> {"correct", "tested": images, "by_image":
 # Outcomes of its decisions, "attacks": algorithm -> arithmetic -> statistics.summary with "by_image", the Outcomes,
-# "gradient": masking.budget against "standard", of those trained at temperature}.
+# "gradient": budget.budget against "standard", of those trained at temperature}.
 Run = dict[str, dict]
 
 

@@ -17,6 +17,11 @@ from minicnn.paper.sparse_rs import generator, sparse_rs
 BUDGETS = (10, 20, 50)  # moves after which success is told, beside the limit
 TRIES = 50  # of the random search, an image
 PART = 20  # images that a kill may lose: some ten seconds of an attack
+NOTE = (
+    "A move that changes nothing counts for Algorithms 1 to 3, refreshed or not; the other attacks make none. "
+    "Sparse-RS is run with each of these numbers of pixels: its median, and that of the best attack for each image, is "
+    "at most as shown. Algorithm 4 is left out: it takes longer than the others together."
+)
 
 
 class Attack(NamedTuple):
@@ -128,7 +133,7 @@ def moves_to_success(names, networks, study):
     return found
 
 
-def describe_curves(figures, shown, note=""):
+def describe(figures, shown, note=""):
     """A table for each network. figures: network -> name of ATTACKS -> masking.success_curve; shown: after how many
     moves, and at the end."""
     parts = []
@@ -143,7 +148,7 @@ def describe_curves(figures, shown, note=""):
     return Parts(parts + [note] * bool(note))
 
 
-def draw_curves(path, figures, names, scale="linear"):
+def draw(path, figures, names, scale="linear"):
     """Success against moves, a panel for each network and a curve for each of the names of ATTACKS."""
     fig, (panels,) = common.figure(1, len(figures), width=3.9, height=3.8)
     for panel, (network, found) in zip(panels, figures.items(), strict=True):
@@ -160,3 +165,15 @@ def draw_curves(path, figures, names, scale="linear"):
     labelled = max((panel.get_legend_handles_labels() for panel in panels), key=lambda found: len(found[1]))
     fig.legend(*labelled, loc="outside right center")
     common.save_figure(path, fig)
+
+
+def tell_one_map(figures):
+    return f"Success of attacks that follow one map, up to all {common.PIXELS} pixels."
+
+
+def tell_stronger(figures):
+    best = {network: of["best"] for network, of in figures.items()}
+    moves = min(20, *(len(curve["succeeded"]) - 1 for curve in best.values()))
+    found = (f"{network} {curve['succeeded'][moves] / curve['attacked']:.1%}" for network, curve in best.items())
+    within = f"{moves} move{'s' * (moves > 1)}"
+    return f"Within {within} the best of all finds, of the images attacked: {', '.join(found)}."

@@ -16,9 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import common
-from experiments.budget import COLORS, budget, describe_budget, draw_budget, tell_budget
-from experiments.curves import BUDGETS, DRAWN, ONE_MAP, PART, STRONGER, describe_curves, draw_curves, moves_to_success
+from experiments import budget, common, curves
 from experiments.figures import bars
 from experiments.report import Parts, Picture, Section, Table
 from experiments.train import chosen_protocol, plot_history, refuse_training, train, training_arguments
@@ -70,7 +68,7 @@ class Study:
         def moves(images, labels, tell):
             return {"moves": compute(images, labels)}
 
-        return common.in_parts(self.store, key["attack"], network, self.sample[:2], key, moves, PART)["moves"]
+        return common.in_parts(self.store, key["attack"], network, self.sample[:2], key, moves, curves.PART)["moves"]
 
     def outcome(self, network, algorithm, **changes):
         """masking.outcome of such an attack."""
@@ -162,7 +160,7 @@ def draw_arithmetics(path, figures):
         for i, (network, algorithms) in enumerate(figures.items()):
             outcomes = algorithms[algorithm].values()
             at = np.arange(len(outcomes)) + (i - (len(figures) - 1) / 2) * width
-            style = {"width": width, "color": COLORS[network], "label": network}
+            style = {"width": width, "color": budget.COLORS[network], "label": network}
             bars(top, at, rates(outcomes), capsize=2, error_kw={"lw": 1, "ecolor": "0.2"}, **style)
             bottom.bar(at, [100 * o["failed_painting_raster_order"] / o["attacked"] for o in outcomes], **style)
         top.set(title=f"Algorithm {algorithm}", ylabel="success (% of attacked)")
@@ -267,9 +265,9 @@ def control(networks, study):
 
 @part(
     "3. The gradient budget: 1/T, Jacobian and saturation, beside the paper's 10^10",
-    describe_budget,
-    draw_budget,
-    tell_budget,
+    budget.describe,
+    budget.draw,
+    budget.tell,
 )
 def gradient_budget(networks, study):
     """The budget of `temperature` and `distilled` beside `standard`, attacked at the setting's T and at that of
@@ -279,7 +277,7 @@ def gradient_budget(networks, study):
     told = {"reference_T": T, "trained_T": study.trained_T, "store": study.store}
     return {
         name: {
-            f"test_T_{t:g}": budget(network, reference, sample, T=t, **told)
+            f"test_T_{t:g}": budget.budget(network, reference, sample, T=t, **told)
             for t in dict.fromkeys((T, study.trained_T))
         }
         for name, network in networks.items()
@@ -310,47 +308,28 @@ def two_by_two_by_two(networks, study):
     return rows
 
 
-def tell_pixels(figures):
-    return f"Success of attacks that follow one map, up to all {common.PIXELS} pixels."
-
-
 @part(
     "5. Success against moves, up to all pixels",
-    functools.partial(describe_curves, shown=(1, 10, 30, 100, 300)),
-    functools.partial(draw_curves, names=ONE_MAP, scale="symlog"),
-    tell_pixels,
+    functools.partial(curves.describe, shown=(1, 10, 30, 100, 300)),
+    functools.partial(curves.draw, names=curves.ONE_MAP, scale="symlog"),
+    curves.tell_one_map,
 )
 def success_by_pixels(networks, study):
     """One map an image: network -> attack -> masking.success_curve over all pixels."""
-    found, pixels = moves_to_success(ONE_MAP, networks, study), common.PIXELS
+    found, pixels = curves.moves_to_success(curves.ONE_MAP, networks, study), common.PIXELS
     return {n: {a: masking.success_curve(moves, pixels) for a, moves in of.items()} for n, of in found.items()}
-
-
-NOTE = (
-    "A move that changes nothing counts for Algorithms 1 to 3, refreshed or not; the other attacks make none. "
-    "Sparse-RS is run with each of these numbers of pixels: its median, and that of the best attack for each image, is "
-    "at most as shown. Algorithm 4 is left out: it takes longer than the others together."
-)
-
-
-def tell_stronger(figures):
-    best = {network: curves["best"] for network, curves in figures.items()}
-    moves = min(20, *(len(curve["succeeded"]) - 1 for curve in best.values()))
-    found = (f"{network} {curve['succeeded'][moves] / curve['attacked']:.1%}" for network, curve in best.items())
-    within = f"{moves} move{'s' * (moves > 1)}"
-    return f"Within {within} the best of all finds, of the images attacked: {', '.join(found)}."
 
 
 @part(
     "6. Stronger attacks, success against moves",
-    functools.partial(describe_curves, shown=BUDGETS, note=NOTE),
-    functools.partial(draw_curves, names=DRAWN),
-    tell_stronger,
+    functools.partial(curves.describe, shown=curves.BUDGETS, note=curves.NOTE),
+    functools.partial(curves.draw, names=curves.DRAWN),
+    curves.tell_stronger,
 )
 def stronger_attacks(networks, study):
     """network -> attack -> masking.success_curve up to the limit; best: of all, for each image."""
     figures = {}
-    for name, found in moves_to_success(STRONGER, networks, study).items():
+    for name, found in curves.moves_to_success(curves.STRONGER, networks, study).items():
         found["best"] = np.minimum.reduce(list(found.values()))
         figures[name] = {attack: masking.success_curve(moves, study.setting.limit) for attack, moves in found.items()}
     return figures
@@ -386,7 +365,7 @@ def verdict(networks, study):
     figures, one_step = {}, f"algorithm_{masking.ONE_STEP}"
     names = [f"{attack}_{arithmetic}" for attack in (one_step, "iterative") for arithmetic in ARITHMETICS]
     names += ["sparse_rs", "random_search", "transfer"]
-    for network, moves in moves_to_success(names, networks, study).items():
+    for network, moves in curves.moves_to_success(names, networks, study).items():
         figures[network] = {}
         for arithmetic in ARITHMETICS:
             rivals = {"one step": moves[f"{one_step}_{arithmetic}"], "Sparse-RS": moves["sparse_rs"]}

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import article, claims, common, explore, figures, masking, report
 from experiments.author_networks import author_networks
+from experiments.budget import budget
 from experiments.claims import Missing
 from experiments.train import chosen_protocol, plot_history, refuse_training, train, training_arguments
 from minicnn import training
@@ -182,8 +183,7 @@ def measure(networks, sample, plan, store):
         }
         if NETWORKS[name].at_temperature:
             temperatures = {"T": T, "reference_T": T, "trained_T": plan.trained_T}
-            budget = masking.budget(network, networks["standard"], sample, **temperatures, store=store)
-            run[name]["gradient"] = budget
+            run[name]["gradient"] = budget(network, networks["standard"], sample, **temperatures, store=store)
         plain, scaled = (claims.rate([run], name, "1", arithmetic) for arithmetic in ARITHMETICS)
         accuracy = correct[name].mean()
         print(f"{name}: {accuracy:.2%} correct; Algorithm 1 succeeds on {plain} plain, {scaled} scaled", flush=True)

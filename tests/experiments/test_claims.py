@@ -24,7 +24,7 @@ def success(plain, scaled, trials=200, seed=0):
 
 
 def gradient(median, zero_share, reach=2.0, images=200):
-    """masking.budget of a network whose maps are larger on a tenth of the images, if their median is 0 or less."""
+    """budget.budget of a network whose maps are larger on a tenth of the images, if their median is 0 or less."""
     ratio = np.linspace(median - 10 * reach, median + 10 * reach, images)
     return {
         "median": median,

@@ -117,20 +117,20 @@ FIGURES = {
 
 
 def test_describe_curves_tells_success_and_median():
-    text = str(curves.describe_curves(FIGURES, (1, 10, 50), "A note."))
+    text = str(curves.describe(FIGURES, (1, 10, 50), "A note."))
     lines = [line.split() for line in text.splitlines()]
     assert ["margin", "refreshed", "0.0%", "25.0%", "50.0%", "75.0%", "36"] in lines
     assert ["margin", "refreshed", "0.0%", "33.3%", "66.7%", "100.0%", "12"] in lines
     assert text.endswith("A note.") and max(map(len, text.splitlines())) <= report.WIDTH
     none = {"standard": {"margin": masking.success_curve(np.array([np.inf]), 5)}}
-    assert str(curves.describe_curves(none, (10,))).splitlines()[-1].split() == ["margin", "refreshed", "0.0%", "none"]
+    assert str(curves.describe(none, (10,))).splitlines()[-1].split() == ["margin", "refreshed", "0.0%", "none"]
 
 
 @pytest.mark.parametrize("scale", ["linear", "symlog"])
 def test_draw_curves_has_its_legend_beside_the_axes(tmp_path, monkeypatch, scale):
     saved, save = [], common.save_figure
     monkeypatch.setattr(common, "save_figure", lambda path, fig: saved.append(fig) or save(path, fig))
-    curves.draw_curves(tmp_path / "curves.png", FIGURES, ["margin", "best", "transfer"], scale)
+    curves.draw(tmp_path / "curves.png", FIGURES, ["margin", "best", "transfer"], scale)
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
     (fig,) = saved
     (legend,) = fig.legends

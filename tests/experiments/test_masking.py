@@ -122,9 +122,9 @@ def test_stronger_attacks_tells_the_best_for_each_image(base, told, no_attacks, 
 def test_stronger_attacks_are_told_at_the_limit_where_it_is_below_20(base, told, no_attacks):
     found = masking.stronger_attacks({"standard": base}, told(limit=2))
     told_of = f"Within 2 moves the best of all finds, of the images attacked: standard {2 / IMAGES:.1%}."
-    assert masking.tell_stronger(found) == told_of
+    assert curves.tell_stronger(found) == told_of
     found = masking.stronger_attacks({"standard": base}, told(limit=30))
-    assert masking.tell_stronger(found).startswith("Within 20 moves ")
+    assert curves.tell_stronger(found).startswith("Within 20 moves ")
 
 
 def test_verdict_judges_each_arithmetic_by_its_own_attacks(base, told, no_attacks, monkeypatch):
