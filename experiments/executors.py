@@ -101,11 +101,8 @@ def _end_with_the_caller():
 def executor(scheduler, workers):
     """An Executor: the Dask cluster whose scheduler has that address or, without one, `workers` processes. Where the
     block ends early, jobs are given up. Raises UsageError where there is no such cluster."""
-    with contextlib.ExitStack() as stack:
-        if scheduler is None:
-            pool = Processes(workers)
-        else:
-            pool = stack.enter_context(_client(scheduler)).get_executor(pure=False)
+    with _client(scheduler) if scheduler else contextlib.nullcontext() as client:
+        pool = client.get_executor(pure=False) if scheduler else Processes(workers)
         try:
             yield pool
         except BaseException:

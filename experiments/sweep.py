@@ -455,12 +455,9 @@ def main(options):
 if __name__ == "__main__":
     main = importlib.import_module(__spec__.name).main  # whose jobs another process finds, unlike those of __main__
     parser = common.arguments(__doc__)
-    meaning = (
-        "of training, and the factors of the control: numbers, 1 is always among them; default: 1,2,5,10,20,50,100"
-    )
-    parser.add_argument(
-        "--temperatures", type=temperatures, default="1,2,5,10,20,50,100", metavar="T,T,...", help=meaning
-    )
+    default = "1,2,5,10,20,50,100"
+    meaning = f"of training, and the factors of the control: numbers, 1 is always among them; default: {default}"
+    parser.add_argument("--temperatures", type=temperatures, default=default, metavar="T,T,...", help=meaning)
     parser.add_argument("--seeds", type=common.positive(int), default=3, help="networks of each; default: 3")
     length_arguments(parser)
     parser.set_defaults(temperature=1.0, teacher_dropout="on", no_graph=False)  # of a Protocol, not asked for here
