@@ -8,7 +8,6 @@ import numpy as np
 
 from experiments import common
 from experiments.report import Parts, Table
-from minicnn import training
 from minicnn.paper import attacks, masking
 from minicnn.paper.attacks import pixels_to_success
 from minicnn.paper.saliency import saliency_maps
@@ -126,7 +125,7 @@ def moves_to_success(names, networks, study):
     """
     found = {}
     for name, network in networks.items():
-        right = training.correct(network, *study.sample[:2])
+        right = study.right(network)
         source = next((other for other in networks.values() if other is not network), None)
         possible = [attack for attack in names if source or attack != "transfer"]
         found[name] = {attack: ATTACKS[attack].moves(study, network, source)[right] for attack in possible}

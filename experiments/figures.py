@@ -9,9 +9,9 @@ BAR_COLOURS = {"plain": "#a50f15", "scaled": "#6baed6"}  # in all pictures plain
 SMALL = 8  # points, of the titles of images
 
 
-def show_image(axes, image, title=""):
-    """Draw an image (H, W) in [0, 1], dark on light."""
-    axes.imshow(image, vmin=0, vmax=1)
+def show_image(axes, image, title="", lowest=0, largest=1, colours=None):
+    """Draw an image (H, W), by default in [0, 1] and dark on light."""
+    axes.imshow(image, cmap=colours, vmin=lowest, vmax=largest)
     axes.set_title(title, fontsize=SMALL)
     axes.axis("off")
 
@@ -19,9 +19,7 @@ def show_image(axes, image, title=""):
 def show_map(axes, saliency_map, title=""):
     """Draw a saliency map (H, W) in the colours of show_colours; the largest entry has the full one."""
     bound = float(np.abs(saliency_map).max()) or 1.0
-    axes.imshow(saliency_map, cmap=MAP_COLOURS, vmin=-bound, vmax=bound)
-    axes.set_title(title, fontsize=SMALL)
-    axes.axis("off")
+    show_image(axes, saliency_map, title, -bound, bound, MAP_COLOURS)
 
 
 def largest_gradient(found):

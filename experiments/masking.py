@@ -56,6 +56,10 @@ class Study:
         """That of the parts that attack."""
         return self.taken(ATTACKED[self.dataset.name])
 
+    def right(self, network):
+        """The images of the sample that a network classifies correctly, (N,) bool."""
+        return training.correct(network, self.sample.images, self.sample.labels)
+
     def attack(self, network, algorithm, part=None, **changes):
         """The AttackResult on the sample, in the setting with changes: computed, or from the store."""
         setting = dataclasses.replace(self.setting, **changes)
@@ -351,7 +355,7 @@ def describe_verdict(figures):
 def missed(network, moves, study):
     """How many images Sparse-RS finds and the gradient in plain arithmetic misses, and on how many of these, and of
     all, p_k is 1. moves: as of moves_to_success."""
-    limit, attacked = study.setting.limit, study.sample.part(training.correct(network, *study.sample[:2]))
+    limit, attacked = study.setting.limit, study.sample.part(study.right(network))
     saturated = masking.saturated(network, attacked.images, attacked.labels, study.setting.T)
     found = (moves["iterative_plain"] > limit) & (moves["sparse_rs"] <= limit)
     counts = {"missed": found, "missed_saturated": found & saturated, "saturated": saturated}
@@ -394,8 +398,8 @@ def describe_cost(figures):
 def cost(networks, study):
     """masking.cost of each algorithm on the first COST_IMAGES that `standard` classifies correctly, in scaled
     arithmetic, which succeeds early: algorithm -> figures."""
-    network, right = networks["standard"], training.correct(networks["standard"], *study.sample[:2])
-    images, labels, *_ = study.sample.part(np.flatnonzero(right)[:COST_IMAGES])
+    network = networks["standard"]
+    images, labels, *_ = study.sample.part(np.flatnonzero(study.right(network))[:COST_IMAGES])
     setting, figures = dataclasses.replace(study.setting, arithmetic="scaled"), {}
     for algorithm in masking.COSTS:
         result = common.attack(network, images, labels, algorithm, setting, study.store)
@@ -431,7 +435,7 @@ def study(parts, trained, study, folder, stem="masking"):
             "gradient_budget compares with standard: name temperature or distilled beside it, or --parts without it"
         )
     for name, network in trained.items():
-        right = training.correct(network, *study.sample[:2])
+        right = study.right(network)
         if not right.any():
             raise common.UsageError(f"{name} classifies none of {len(right)} test images correctly: train it")
     for name in parts:
