@@ -70,17 +70,17 @@ def main(options):
     protocols = [dataclasses.replace(chosen_protocol(options), seed=seed) for seed in seeds]
     names = PAPER_NETWORKS if options.trained is None else those_there(options.trained, protocols)
 
-    if options.trained:  # what a seed lacks is missed before the attacks on another
-        for protocol in protocols:
-            find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
+    def find(protocol):
+        return find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
 
+    there = list(map(find, protocols)) if options.trained else []  # what a seed lacks is missed before any attack
     networks, histories, runs = [], [], []
-    for protocol in protocols:
+    for i, protocol in enumerate(protocols):
         print(f"seed {protocol.seed}: training and attacking {', '.join(names)} on {dataset.name}", flush=True)
-        found = find_networks(names, dataset, protocol, options.trained, options.out, options.ties)
-        networks.append(found[0])
-        histories.append(found[1])
-        runs.append(measure(networks[-1], sample, plan, store))
+        ours, history = there[i] if there else find(protocol)
+        networks.append(ours)
+        histories.append(history)
+        runs.append(measure(ours, sample, plan, store))
     their_networks, theirs, appendix = measure_author(dataset, options, sample, plan, store)
     judged = claims.Results(runs, plan.trained_T, theirs, appendix)
     measured = claims.measure(judged)
