@@ -19,16 +19,16 @@ THEIRS = "the author's "  # what the names of his networks begin with
 IN_TEXT = ("arithmetics", "control", "stronger_attacks")  # parts of experiments.masking; others are among the tables
 
 
-def article(results, measured, rows, rates, pictures, folder, studied=()):
+def article(results, judged, rates, pictures, folder, studied=()):
     """What report.write takes: title, Sections, footer.
 
-    results: what is written as results.json; measured, rows: of claims; rates: name of a network -> of what -> Rate;
+    results: what is written as results.json; judged: of claims.judge; rates: name of a network -> of what -> Rate;
     pictures: name -> Picture; studied: heading -> part of experiments.masking -> its Section, first of these networks,
     then of others. Beside these it shows what other experiments have left in the folder. What is more of a Section
     stands among the tables.
     """
     trained_at, studied = f"T = {results['temperature']:g}", dict(studied)
-    left = dict(beside(folder, results["dataset"]))
+    left, rows = dict(beside(folder, results["dataset"])), {name: found.row for name, found in judged.items()}
 
     def shown(*names):
         return [pictures[name] for name in names if name in pictures]
@@ -37,7 +37,7 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
         return [left[experiment]] if experiment in left else []
 
     main = [
-        Section("The finding", Parts([finding(measured["factor"], rates, trained_at), *shown("finding")])),
+        Section("The finding", Parts([finding(judged["factor"], rates, trained_at), *shown("finding")])),
         Section("The claim", Parts(claim(trained_at))),
         Section("The method", Parts([method(results)])),
         Section("What is exact", Parts(exactness(rates, rows["appendix_a"]))),
@@ -52,7 +52,7 @@ def article(results, measured, rows, rates, pictures, folder, studied=()):
     samples = Parts(shown(*(name for prefix in ("", "temperature_", "author_") for name in of_arithmetics(prefix))))
     maps = Parts(shown(*(f"saliency_{name}" for name in PAPER_NETWORKS)))
     tables = [
-        ("The paper's claims, one by one", Parts([claims.as_table(rows.values())])),
+        ("The paper's claims, one by one", Parts([claims.as_table(judged)])),
         ("The networks, over their seeds", Parts([means(rates), *shown(*results["runs"][0]["networks"])])),
         *((heading, found) for heading, found in (("Figures 1 and 2", samples), ("Saliency maps", maps)) if found),
         *among_tables(studied),
@@ -130,7 +130,7 @@ def finding(factor, rates, trained_at):
     ]
     if not all(rate.trials for rate in of):
         return "Not judged: no samples."
-    truth, underflow = claims.robustness(factor, trained_at)
+    truth, underflow = claims.robustness(*factor.comparisons.values(), trained_at)
     plain, scaled, standard_plain, standard_scaled = (rate.mean for rate in of)
     return (
         f"Against the network trained at {trained_at}, Algorithm 1 succeeds on {plain:.1%} of the images in float32 as "

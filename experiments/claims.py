@@ -1,5 +1,5 @@
 """The twelve claims of the paper, a record each: what it says, what the author's own runs gave, what is measured here,
-and a verdict in one sentence that is computed from comparisons. CLAIMS is the table; rows() fills it."""
+and a verdict in one sentence that is computed from comparisons. CLAIMS is the table; judge() fills it."""
 
 import statistics
 from collections.abc import Callable
@@ -59,6 +59,13 @@ class Row(NamedTuple):
     plain: str
     scaled: str
     verdict: str
+
+
+class Judged(NamedTuple):
+    """The Row that comes of a claim, and by name the comparisons that it rests on, if anything was measured."""
+
+    row: Row
+    comparisons: dict[str, Comparison]
 
 
 COLUMNS = ("claim", "paper", "author's runs", "author's networks", "plain", "scaled", "verdict")
@@ -215,10 +222,9 @@ def factor_cells(measured):
     return tuple(map(factor, measured.comparisons.values()))
 
 
-def robustness(measured, trained_at):
+def robustness(plain, scaled, trained_at):
     """What the comparisons of in_both say of robustness without underflow, and, with a colon before it, of what is seen
     with it, where that is more."""
-    plain, scaled = measured.comparisons.values()
     truth, underflow = {
         1: (f"the {trained_at} network is the more robust one", ": the rest was underflow"),
         0: ("the difference between the networks is not significant", ": the robustness was underflow"),
@@ -230,7 +236,7 @@ def robustness(measured, trained_at):
 
 def factor_verdict(measured, trained_at):
     plain, scaled = measured.comparisons.values()
-    truth, underflow = robustness(measured, trained_at)
+    truth, underflow = robustness(plain, scaled, trained_at)
     return (
         f"{of_networks(scaled)}: the paper's factor of {FACTOR} is {against(FACTOR, plain.factor[1])} what plain "
         f"arithmetic gives {grounds(plain)}; without underflow {truth} {grounds(scaled)}{underflow}."
@@ -435,34 +441,29 @@ CLAIMS = {  # the claim; what the paper says and the author's runs gave; what is
 # fmt: on
 
 
-def measure(results):
-    """Name of a claim -> what is measured of it; the p-values of all are adjusted together."""
+def judge(results):
+    """Name of a claim -> Judged; the p-values of all comparisons are adjusted together."""
     measured = {name: claim.measure(results) for name, claim in CLAIMS.items()}
-    found = [m.comparisons for m in measured.values() if isinstance(m, Measured)]
-    adjusted = iter(holm([comparison.p for comparisons in found for comparison in comparisons.values()]))
-    for comparisons in found:
+    compared = {name: {} if isinstance(found, Missing) else found.comparisons for name, found in measured.items()}
+    adjusted = iter(holm([c.p for comparisons in compared.values() for c in comparisons.values()]))
+    for comparisons in compared.values():
         for name, comparison in comparisons.items():
             comparisons[name] = comparison._replace(adjusted=next(adjusted))
-    return measured
+    return {name: Judged(_row(claim, results, measured[name]), compared[name]) for name, claim in CLAIMS.items()}
 
 
-def comparisons(measured):
-    """What measure has found as plain values: claim -> name of a Comparison -> its fields."""
+def comparisons(judged):
+    """What judge has compared, as plain values: claim -> name of a Comparison -> its fields."""
     return {
-        CLAIMS[claim].claim: {name: comparison._asdict() for name, comparison in found.comparisons.items()}
-        for claim, found in measured.items()
-        if isinstance(found, Measured) and found.comparisons
+        found.row.claim: {name: comparison._asdict() for name, comparison in found.comparisons.items()}
+        for found in judged.values()
+        if found.comparisons
     }
 
 
-def as_table(rows):
-    """Rows as a Table for a report."""
-    return Table([dict(zip(COLUMNS, row, strict=True)) for row in rows], cards=True)
-
-
-def rows(results, measured):
-    """Name of a claim -> its Row, from what measure(results) has found."""
-    return {name: _row(claim, results, measured[name]) for name, claim in CLAIMS.items()}
+def as_table(judged):
+    """The Rows of what judge gives, as a Table for a report."""
+    return Table([dict(zip(COLUMNS, found.row, strict=True)) for found in judged.values()], cards=True)
 
 
 def _row(claim, results, measured):

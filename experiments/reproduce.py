@@ -82,9 +82,7 @@ def main(options):
         histories.append(history)
         runs.append(measure(ours, sample, plan, store))
     their_networks, theirs, appendix = measure_author(dataset, options, sample, plan, store)
-    judged = claims.Results(runs, plan.trained_T, theirs, appendix)
-    measured = claims.measure(judged)
-    table = claims.rows(judged, measured)
+    judged = claims.judge(claims.Results(runs, plan.trained_T, theirs, appendix))
     rates = over_seeds(runs) | ({} if isinstance(theirs, Missing) else over_seeds([theirs], article.THEIRS))
 
     environment = common.environment(options)
@@ -105,16 +103,16 @@ def main(options):
         "denominator": plan.denominator,
         "temperature": plan.trained_T,
         "seeds": {name: {of: rate.by_seed for of, rate in row.items()} for name, row in rates.items()},
-        "comparisons": claims.comparisons(measured),
-        "table": [row._asdict() for row in table.values()],
+        "comparisons": claims.comparisons(judged),
+        "table": [found.row._asdict() for found in judged.values()],
     }
     if not options.trained:
         results["recipes"] = {name: vars(protocols[0].recipe(name)) for name in names}
     common.write_json(options.json, results)
-    print(f"\n{report.terminal(claims.as_table(table.values()))}\n\n{article.means(rates)}")
+    print(f"\n{report.terminal(claims.as_table(judged))}\n\n{article.means(rates)}")
 
     pictures = draw(options.out, sample, networks[0], histories, their_networks, runs, plan, environment)
-    told_of = (results, measured, table, rates, pictures, options.out)
+    told_of = (results, judged, rates, pictures, options.out)
     report.write(options.out, *article.article(*told_of))
     if options.masking:
         ours = masking_networks(networks[0], dataset, protocols[0], options.trained, options.out, options.ties)

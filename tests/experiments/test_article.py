@@ -21,8 +21,7 @@ def told(tmp_path):
     def tell(theirs=Missing("needs a file"), seeds=1, dataset="digits", studied=(), machine=(), **shares):
         runs = [test_claims.a_run(**shares) for _ in range(seeds)]
         appendix = theirs if isinstance(theirs, Missing) else Missing("needs the map")
-        judged = Results(runs, 20.0, theirs, appendix)
-        measured = claims.measure(judged)
+        judged = claims.judge(Results(runs, 20.0, theirs, appendix))
         rates = reproduce.over_seeds(runs)
         if not isinstance(theirs, Missing):
             rates |= reproduce.over_seeds([theirs], article.THEIRS)
@@ -35,7 +34,7 @@ def told(tmp_path):
             "sample": {"seed": 0, "count": 200},
             "setting": {"limit": 100, "maximum": 1.0, "T": 1.0, "ties": "all"},
             "denominator": "correct",
-            "comparisons": claims.comparisons(measured),
+            "comparisons": claims.comparisons(judged),
             "command": "the command",
             "date": "today",
             "versions": {"minicnn": "1"},
@@ -43,8 +42,7 @@ def told(tmp_path):
         }
         results["setting"]["images"] = {"1": 200, "2": 50, "3": 200, "4": 10, "author": 50}
         pictures = {name: Picture(name, tmp_path / f"{name}.png") for name in names}
-        rows = claims.rows(judged, measured)
-        return article.article(results, measured, rows, rates, pictures, tmp_path, studied)
+        return article.article(results, judged, rates, pictures, tmp_path, studied)
 
     return tell
 

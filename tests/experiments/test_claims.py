@@ -64,8 +64,12 @@ def results(run):
     return Results([run], 20.0, Missing("needs a file"), Missing("needs the network"))
 
 
+def rows(results):
+    return [judged.row for judged in claims.judge(results).values()]
+
+
 def row(results, claim):
-    (found,) = (row for row in claims.rows(results, claims.measure(results)).values() if row.claim == claim)
+    (found,) = (row for row in rows(results) if row.claim == claim)
     return found
 
 
@@ -95,7 +99,7 @@ def set_attacks(run, first, second, arithmetic, pairs):
 
 
 def test_rows_are_filled_and_name_what_is_missing(results):
-    table = claims.rows(results, claims.measure(results)).values()
+    table = rows(results)
     assert len({row.claim for row in table}) == len(table) == 12
     missing = [(row.claim, column) for row in table for column, cell in row._asdict().items() if not cell]
     appendix = "Appendix A: a saliency map"
@@ -104,10 +108,9 @@ def test_rows_are_filled_and_name_what_is_missing(results):
 
 
 def test_as_table_leaves_out_whose_networks_are_missing(results):
-    table = claims.as_table(claims.rows(results, claims.measure(results)).values())
-    heads, rows = table.texts()
-    assert heads == [column for column in claims.COLUMNS if column != "author's networks"] and len(rows) == 12
-    theirs = claims.as_table([row(results._replace(author=results.runs[0]), claims.CLAIMS["accuracy"].claim)])
+    heads, lines = claims.as_table(claims.judge(results)).texts()
+    assert heads == [column for column in claims.COLUMNS if column != "author's networks"] and len(lines) == 12
+    theirs = claims.as_table(claims.judge(results._replace(author=results.runs[0])))
     assert theirs.texts()[0] == list(claims.COLUMNS)
 
 
@@ -165,7 +168,7 @@ def test_rows_tell_a_factor_without_successes_by_its_lower_bound(results, run):
 def test_rows_without_samples_are_not_judged(results, run):
     for figures in run.values():
         figures["attacks"] = {algorithm: success(0, 0, trials=0) for algorithm in ALGORITHMS}
-    table = claims.rows(results, claims.measure(results)).values()
+    table = rows(results)
     assert [row.claim for row in table if not row.verdict.startswith("Not judged")] == [
         "Accuracy: temperature beats distillation",
         "T = 20 reduces the adversarial gradient",
@@ -188,10 +191,10 @@ def test_rate_pools_the_seeds():
 
 
 def test_verdicts_name_the_temperature_of_the_run(results):
-    table = claims.rows(results, claims.measure(results)).values()
+    table = rows(results)
     assert sum("the T = 20 network" in row.verdict for row in table) > 1
     results = results._replace(T=5.0)
-    table = claims.rows(results, claims.measure(results)).values()
+    table = rows(results)
     assert not any("T = 20" in row.verdict for row in table)
     assert sum("T = 5" in row.verdict for row in table) > 3
 
@@ -218,8 +221,8 @@ def test_verdicts_say_what_they_are_about(results):
     assert all(verdict(results, claim).startswith("On these 3 networks: ") for claim in ABOUT_ATTACKS)
 
 
-def test_measure_adjusts_all_p_values_together(results, run):
-    found = [m.comparisons for m in claims.measure(results).values() if not isinstance(m, Missing)]
+def test_judge_adjusts_all_p_values_together(results, run):
+    found = [judged.comparisons for judged in claims.judge(results).values()]
     comparisons = [comparison for each in found for comparison in each.values()]
     assert len(comparisons) == 16
     ordered = sorted(comparisons, key=lambda comparison: comparison.p)
@@ -385,7 +388,7 @@ def test_refreshed_verdict_compares_on_the_same_images(results, run):
     set_attacks(run, ("standard", "4"), ("standard", "2"), "plain", Pairs(44, 6, 0, 0))
     set_attacks(run, ("standard", "4"), ("standard", "2"), "scaled", Pairs(30, 0, 20, 0))
     (name,) = (name for name, c in claims.CLAIMS.items() if c.claim == claim)
-    found = claims.measure(results)[name].comparisons["plain"]
+    found = claims.judge(results)[name].comparisons["plain"]
     assert found.p == pytest.approx(0.03125) and found.adjusted > 0.05
     told = verdict(results, claim)
     assert (
