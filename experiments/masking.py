@@ -53,7 +53,7 @@ class Study:
 
     @functools.cached_property
     def sample(self):
-        """That of the parts that attack."""
+        """The Sample of the parts that attack."""
         return self.taken(ATTACKED[self.dataset.name])
 
     def right(self, network):
@@ -66,8 +66,8 @@ class Study:
         return common.attack(network, *self.sample[:2], algorithm, setting, self.store, part=part, seed=self.seed)
 
     def moves(self, network, compute, **key):
-        """What compute(images, labels) gives for the sample, the moves that success took: from the store, or computed.
-        key: what it depends on, of that `attack`, its name."""
+        """The moves that success took on the sample, as compute(images, labels) finds them: computed, or from the
+        store. key: what they depend on beside network and sample; its `attack` is what the progress is called."""
 
         def moves(images, labels, tell):
             return {"moves": compute(images, labels)}
