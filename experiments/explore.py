@@ -106,16 +106,14 @@ def write(path, values):
 
 
 def main(options):
-    paths = {}
-    for name in TITLES:
+    paths, networks = {}, {}
+    for name, T in ("standard", 1.0), ("temperature", TEMPERATURE):
         file_name = common.of_seed(name, options.seed)
         if options.trained:
             paths[name] = options.trained / f"{file_name}.npz"
         else:
             paths[name] = common.find_weights(file_name, options.dataset, options.out, "--trained DIR")
-    trained_T = {"standard": 1.0, "temperature": TEMPERATURE}
-    told = {"device": options.device, "ties": options.ties, "dataset": options.dataset}
-    networks = {name: common.load_network(path, T=trained_T[name], **told) for name, path in paths.items()}
+        networks[name] = common.load_network(paths[name], options.device, options.ties, T=T, dataset=options.dataset)
     dataset = common.load_data(options.dataset)
     sample = common.sample(dataset, min(SEARCHED, len(dataset.test_labels)), options.seed)
     values = common.environment(options) | embed(networks, sample, attacks.Setting())
