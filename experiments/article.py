@@ -52,7 +52,7 @@ def article(results, judged, rates, pictures, folder, studied=()):
     samples = Parts(shown(*(name for prefix in ("", "temperature_", "author_") for name in of_arithmetics(prefix))))
     maps = Parts(shown(*(f"saliency_{name}" for name in PAPER_NETWORKS)))
     tables = [
-        ("The paper's claims, one by one", Parts([claims.as_table(judged)])),
+        ("The paper's claims, one by one", Parts([claims.as_table(found.row for found in judged.values())])),
         ("The networks, over their seeds", Parts([means(rates), *shown(*results["runs"][0]["networks"])])),
         *((heading, found) for heading, found in (("Figures 1 and 2", samples), ("Saliency maps", maps)) if found),
         *among_tables(studied),

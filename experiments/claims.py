@@ -461,9 +461,9 @@ def comparisons(judged):
     }
 
 
-def as_table(judged):
-    """The Rows of what judge gives, as a Table for a report."""
-    return Table([dict(zip(COLUMNS, found.row, strict=True)) for found in judged.values()], cards=True)
+def as_table(rows):
+    """Rows as a Table for a report."""
+    return Table([dict(zip(COLUMNS, row, strict=True)) for row in rows], cards=True)
 
 
 def _row(claim, results, measured):

@@ -109,7 +109,7 @@ def main(options):
     if not options.trained:
         results["recipes"] = {name: vars(protocols[0].recipe(name)) for name in names}
     common.write_json(options.json, results)
-    print(f"\n{report.terminal(claims.as_table(judged))}\n\n{article.means(rates)}")
+    print(f"\n{report.terminal(claims.as_table(found.row for found in judged.values()))}\n\n{article.means(rates)}")
 
     pictures = draw(options.out, sample, networks[0], histories, their_networks, runs, plan, environment)
     told_of = (results, judged, rates, pictures, options.out)

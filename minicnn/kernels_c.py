@@ -282,7 +282,7 @@ def _output(y: Array) -> tuple[int, int, int]:
 def _is_sparse(x: Array) -> bool:
     """Whether much of x (H, C, W, N) is 0, as some of its lines have it."""
     some = x[::3, ::8, ::3]
-    return np.count_nonzero(some) < DENSE * some.size
+    return bool(np.count_nonzero(some) < DENSE * some.size)
 
 
 def _on_cache_lines(shape: tuple[int, ...], dtype: np.dtype) -> Array:

@@ -264,13 +264,14 @@ class Sequential(Layer):
         return self.layers | own
 
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
-        layers = collections.deque(self.layers.items())
-        while layers:
-            name, layer = layers.popleft()
+        waiting = collections.deque(self.layers.items())
+        while waiting:
+            name, layer = waiting.popleft()
+            after, pool = waiting[0] if waiting else ("", None)
             try:
-                if type(layer) is Conv2D and layers and type(layers[0][1]) is MaxPool2D:
-                    pool_name, pool = layers.popleft()
-                    name = f"{name}, {pool_name}"
+                if type(layer) is Conv2D and type(pool) is MaxPool2D:
+                    waiting.popleft()
+                    name = f"{name}, {after}"
                     x = layer.pooled(x, pool)
                 else:
                     x = layer(x, masks)

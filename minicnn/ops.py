@@ -6,8 +6,8 @@ N images, C channels, O filters, H rows, W columns, D inputs, U units, K classes
 
 from __future__ import annotations
 
+import inspect
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -162,25 +162,21 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
     array([[[[ 8.5, 12.5],
              [20.5, 24.5]]]])
     """
-    y, pullbacks = _conv2d(x, w, b, padding, relu)
-    return (y, pullbacks, lambda g: _functions(x).relu_grad(g, y)) if relu else (y, pullbacks)
-
-
-def _conv2d(x: Array, w: Array, b: Array, padding: str, relu: bool) -> tuple[Array, tuple]:
-    """conv2d's value, and its pullbacks for the cotangent of what stands before the ReLU."""
     _check_shape("images", x, ("N", "C", "H", "W"))
     _check_shape("filters", w, ("O", x.shape[1], "kh", "kw"))
     _check_shape("bias", b, w.shape[:1])
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
+    relu = as_flag("relu", relu)
     size, kernel, f = x.shape[2:], w.shape[2:], _functions(x)
     size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
-    y = f.conv2d(x, w, b, size_out, offset, as_flag("relu", relu))
-    return y, (
+    y = f.conv2d(x, w, b, size_out, offset, relu)
+    pullbacks = (
         lambda g: f.conv2d_input_grad(g, w, size, offset),
         lambda g: f.conv2d_weight_grad(x, g, kernel, offset),
         lambda g: f.bias_grad(g),
     )
+    return (y, pullbacks, lambda g: f.relu_grad(g, y)) if relu else (y, pullbacks)
 
 
 @op
@@ -226,12 +222,6 @@ def max_pool2d(x: Array, size: int = 2, ties: str = "first") -> ValueAndPullback
     array([[[[1., 1.],
              [0., 1.]]]])
     """
-    y, unpool = _max_pool2d(x, size, ties)
-    return y, (unpool,)
-
-
-def _max_pool2d(x: Array, size: int, ties: str) -> tuple[Array, Callable[[Array], Array]]:
-    """max_pool2d's value, and its pullback."""
     _check_shape("images", x, ("N", "C", "H", "W"))
     if ties not in ("first", "all"):
         raise ValueError(f"ties must be 'first' or 'all', got {ties!r}")
@@ -240,7 +230,7 @@ def _max_pool2d(x: Array, size: int, ties: str) -> tuple[Array, Callable[[Array]
         raise ValueError(f"pool size must be 1 to {LARGEST_POOL} and at most the image's {x.shape[2:]}, got {size}")
     f = _functions(x)
     y, winner = f.max_pool2d(x, size)
-    return y, lambda g: f.max_pool2d_grad(g, x, y, winner, size, ties)
+    return y, (lambda g: f.max_pool2d_grad(g, x, y, winner, size, ties),)
 
 
 @op
@@ -252,9 +242,10 @@ def conv2d_max_pool2d(
     A maximum is 0 only where all of its window is, so the gradient of ReLU may be taken before that of the pool, where
     numbers are fewer. Raises ValueError as the two do.
     """
-    y, pullbacks = _conv2d(x, w, b, padding, relu)
-    z, unpool = _max_pool2d(y, size, ties)
-    return z, pullbacks, lambda g: unpool(_functions(x).relu_grad(g, z) if relu else g)
+    f = _functions(x)
+    y, pullbacks, *_ = inspect.unwrap(conv2d)(x, w, b, padding, relu)
+    z, (unpool,) = inspect.unwrap(max_pool2d)(y, size, ties)
+    return z, pullbacks, lambda g: unpool(f.relu_grad(g, z) if relu else g)
 
 
 def _counter(name: str, value: Any, bits: int) -> int:

@@ -53,11 +53,14 @@ def test_gradients_are_linear_and_repeat_bit_for_bit(device, name):
 
 
 def differentiated(output):
-    """The operations in the graph of a Tensor, by the functions in which their pullbacks were written."""
+    """The operations in the graph of a Tensor, by the functions in which their pullbacks were written, or the step of
+    the backward pass that these share."""
     found, stack = set(), [output]
     while stack:
-        for parent, pullback in stack.pop().edges:
-            found.add(pullback.__qualname__.removeprefix("Tensor.").split(".")[0])
+        tensor = stack.pop()
+        for parent, pullback in tensor.edges:
+            written = tensor.shared or pullback
+            found.add(written.__qualname__.removeprefix("Tensor.").split(".")[0])
             stack.append(parent)
     return found
 

@@ -4,7 +4,7 @@ one's own: test_own_networks.py."""
 import numpy as np
 import pytest
 
-from minicnn import Tensor, layers, ops, predict
+from minicnn import Tensor, backend, layers, ops, predict
 from minicnn.layers import Conv2D, Dense, Dropout, DropoutMasks, Flatten, MaxPool2D, Sequential, TemperatureSoftmax
 from tests.conftest import colour_cnn, small_cnn
 
@@ -63,6 +63,26 @@ def test_dropout_layers_have_different_masks():
             expected = ops.dropout(ones, rate=0.5, seed=3, layer=layer, step=5).data
             assert np.array_equal(mask, expected)
         assert not np.array_equal(a, b)
+
+
+def test_sequential_joins_a_convolution_and_the_pool_after_it(device, monkeypatch):
+    """Of this module: a layer of one's own, be it a subclass, is called by itself."""
+
+    class Own(Conv2D):
+        def __call__(self, x, masks=None):
+            return super().__call__(x * 2, masks)
+
+    joined = []
+    pooled = Conv2D.pooled
+    monkeypatch.setattr(Conv2D, "pooled", lambda *given: (joined.append(given[0]), pooled(*given))[1])
+    x = Tensor(device.asarray(np.random.default_rng(0).normal(size=(2, 1, 8, 8)), dtype=np.float32))
+    for kind, times in ((Conv2D, 1), (Own, 0)):
+        first, pool = kind(1, 3, 3, rng=0).to(device.name), MaxPool2D(2)
+        y = Sequential(conv1=first, pool1=pool)(x)
+        assert np.array_equal(*(backend.to_host(a.data) for a in (y, pool(first(x))))) and joined == [first] * times
+        joined.clear()
+    with pytest.raises(ValueError, match="^conv1, pool1: pool size must be 1 to 16 and at most the image's"):
+        Sequential(conv1=Conv2D(1, 3, 3).to(device.name), pool1=MaxPool2D(7))(x)
 
 
 def test_temperature_softmax(device):

@@ -267,6 +267,28 @@ def test_max_pool2d(device, shape, size, dtype):
 TIED = [[2, 2, 1, 0, 9], [2, 1, 3, 3, 9], [5, 5, 0, 7, 9], [5, 5, 7, 0, 9], [9, 9, 9, 9, 9]]
 
 
+@pytest.mark.parametrize("ties", ["first", "all"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("channels", [2, 17])
+def test_conv2d_max_pool2d_is_the_two_one_after_the_other(device, ties, relu, channels):
+    """To the last bit, with ties, numbers below 0 and NaN."""
+    rng, found = np.random.default_rng(0), []
+    x, w, g = (
+        rng.standard_normal(shape).round(1) for shape in ((20, channels, 7, 8), (9, channels, 3, 3), (20, 9, 2, 3))
+    )
+    x[0], x[1, 0, 2, 2] = 0.5, np.nan
+    for together in (True, False):
+        tensors = [tensor(device, a, SINGLE) for a in (x, w, w[:, 0, 0, 0])]
+        if together:
+            y = ops.conv2d_max_pool2d(*tensors, relu=relu, ties=ties)
+        else:
+            y = ops.max_pool2d(ops.conv2d(*tensors, relu=relu), ties=ties)
+        y.backward(device.asarray(g, dtype=SINGLE))
+        found.append([host(a) for a in (y, *(t.grad for t in tensors))])
+    for one, other in zip(*found, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 @pytest.mark.parametrize(
     ("ties", "expected"),
     [

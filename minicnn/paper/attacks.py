@@ -213,7 +213,9 @@ class _Scorer:
     def _by_gradient(self, images, labels):
         setting = self.setting
         if self.maps:
-            maps = self.maps(images, labels)
+            maps = np.asarray(self.maps(images, labels))
+            if maps.shape != images.shape:
+                raise ValueError(f"maps must give an array of the images' shape {images.shape}, got {maps.shape}")
         else:
             if self.algorithm.score == "margin":
                 maps = margin_gradients(self.network, images, labels)

@@ -108,9 +108,9 @@ def test_rows_are_filled_and_name_what_is_missing(results):
 
 
 def test_as_table_leaves_out_whose_networks_are_missing(results):
-    heads, lines = claims.as_table(claims.judge(results)).texts()
+    heads, lines = claims.as_table(rows(results)).texts()
     assert heads == [column for column in claims.COLUMNS if column != "author's networks"] and len(lines) == 12
-    theirs = claims.as_table(claims.judge(results._replace(author=results.runs[0])))
+    theirs = claims.as_table(rows(results._replace(author=results.runs[0])))
     assert theirs.texts()[0] == list(claims.COLUMNS)
 
 

@@ -479,6 +479,15 @@ def test_attack_on_maps_given_to_it(algorithm, skip_unchanged):
     assert own.succeeded.any() and not np.array_equal(opposite.adversarial, own.adversarial)
 
 
+def test_attack_refuses_maps_of_another_shape():
+    network = small()
+    images, labels = samples(network)
+    with pytest.raises(
+        ValueError, match=r"^maps must give an array of the images' shape \(\d+, 1, 8, 8\), got \(1, 8, 8\)$"
+    ):
+        attack(network, images, labels, "3", maps=lambda x, y: x[0])
+
+
 @pytest.mark.parametrize("algorithm", ["2", "4", "author"])
 def test_attack_by_loss_differences_takes_no_maps(algorithm):
     network = small()

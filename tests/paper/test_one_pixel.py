@@ -183,7 +183,7 @@ def test_one_pixel_float32_choices_differ_only_between_scores_within_rounding(ar
     labels = predict(network, half_black(1, np.float32)).argmax(axis=1)
 
     def scores(network, dtype):
-        scorer = attacks._Scorer(network, attacks.ALGORITHMS["2"], attacks.Setting(arithmetic))
+        scorer = attacks._Scorer(network, attacks.ALGORITHMS["2"], attacks.Setting(arithmetic), maps=None)
         return scorer(half_black(1, dtype), labels)
 
     partial, kinds, _ = scores(network, np.float32)
