@@ -8,8 +8,10 @@
                     thread and with --threads; with --attacks, Algorithms 1 to 3 on 10 to 1,000 images too
 
 --against torch adds PyTorch eager in its default layout and channels_last, and the ratios minicnn / PyTorch: below 1,
-minicnn is faster. Each time is the median of --repeats. A training step on the CPU is compared with its floor as well,
-the time of its products at the rate of NumPy's own (sgemm), measured in the same run.
+minicnn is faster. Each time is the median of --repeats. Images are those of the data set, and forward passes and maps
+those of a network that has been trained on them for a moment: what is 0 costs less, as it does in use. A training step
+on the CPU is compared with its floor as well, the time of its products at the rate of NumPy's own (sgemm), measured in
+the same run.
 
 What is measured is kept in the folder of results; the same command goes on from there on the same day.
 
@@ -32,17 +34,18 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import common
-from minicnn import DropoutMasks, NesterovSGD, Recipe, Tensor, backend, compiled, correct, cpu, fit, kernels_c, no_grad
-from minicnn.ops import cross_entropy
+from minicnn import Recipe, Tensor, backend, compiled, correct, cpu, fit, kernels_c, no_grad
 from minicnn.paper import attacks
 from minicnn.paper.networks import PENALTY, paper_cnn
 from minicnn.paper.saliency import saliency_maps
+from minicnn.training import Run
 
 RECIPE = Recipe(l2=PENALTY)  # the paper's
 BATCH = RECIPE.batch
 SHORT = 2.0  # seconds
 MOVES_OF_4 = 5  # its every move costs as much as all of Algorithm 2
 TASKS = {"train_step": "training step", "forward": "forward", "saliency": "saliency maps"}
+FEW_STEPS = 50
 SGEMM = 768  # rows and columns of the products whose rate is the floor's
 LOSS_DIFFERENCES = 100  # images at most, for PyTorch takes minutes for more
 MOST_THREADS = 1024
@@ -104,12 +107,13 @@ def measure(contestants, repeats, warm_up=2, wait=lambda: None):
 class Parts:
     """Measurements, each kept as soon as it is made: measured() makes it only once a day on one machine.
 
-    options: the command line; computes: who_computes; reference: the module torch_reference, or None for minicnn alone;
-    total: how many measurements.
+    options: the command line; dataset: what is measured on; computes: who_computes; reference: the module
+    torch_reference, or None for minicnn alone; total: how many measurements.
     """
 
-    def __init__(self, options, computes, reference, total):
-        self.options, self.reference, self.store = options, reference, common.Store(options.out / "parts")
+    def __init__(self, options, dataset, computes, reference, total):
+        self.options, self.dataset, self.reference = options, dataset, reference
+        self.store = common.Store(options.out / "parts")
         sources = [__file__, reference.__file__] if reference else [__file__]
         machine = common.environment(options)["machine"]
         self.key = {
@@ -118,11 +122,25 @@ class Parts:
             "machine": [machine["processor"], machine.get("gpu")],
             "computes": computes,
             "device": options.device,
+            "dataset": dataset.name,
             "seed": options.seed,
         }
         self.wait = backend.get("cuda").xp.cuda.Device().synchronize if options.device == "cuda" else lambda: None
         self.warm_up = PLANS[options.device].warm_up
         self.done, self.progress = 0, common.Progress("measured", total)
+
+    @functools.cached_property
+    def network(self):
+        """What forward passes and maps are those of: trained for a moment, for how much of what a ReLU gives is 0, and
+        costs less, hangs on the weights as on the images."""
+        network, few = paper_cnn(seed=self.options.seed).to(self.options.device), slice(FEW_STEPS * BATCH)
+        fit(
+            network,
+            self.dataset.train_images[few],
+            self.dataset.train_labels[few],
+            dataclasses.replace(RECIPE, epochs=1),
+        )
+        return network
 
     def measured(self, key, contestants, repeats, warm_up=None):
         """Side -> median and minimum of seconds. contestants(): side -> function; key: what tells them from others."""
@@ -134,63 +152,39 @@ class Parts:
         return {side: {"median": statistics.median(t), "minimum": float(min(t))} for side, t in part.items()}
 
 
-def training_step(network, images, labels, batch=BATCH):
-    """A function that makes one step of training.fit, on its next batch of the images."""
-    device = network.backend
-    functions, xp = device.functions, device.xp
-    images, labels = device.asarray(images), device.asarray(labels)
-    order, counter = xp.arange(len(images), dtype=np.int32), xp.zeros(1, np.uint32)
-    mean = xp.full(batch, 1 / batch, images.dtype)
-    optimiser = NesterovSGD(network.parameters(), xp.full(1, RECIPE.learning_rate, images.dtype), l2=PENALTY)
-
-    def step():
-        x = Tensor(functions.gather(images, order, counter, batch))
-        target = functions.gather(labels, order, counter, batch)
-        cross_entropy(network(x, DropoutMasks(0, counter)), target).backward(mean)
-        optimiser.step()
-        functions.advance(counter)
-
-    return step
-
-
-def our_functions(device, images, labels, batch, maps, graph=False):
+def our_functions(network, images, labels, recipe, maps, chunk, graph=False):
     """Name of a measurement -> a function of no arguments. graph: captured, and without the maps, which come to the
     host as saliency_maps returns them."""
-    network = paper_cnn().to(device)
-    x, functions = network.backend.asarray(images[:batch]), network.backend.functions
+    x = network.backend.asarray(images[: recipe.batch])
 
     def forward():
         with no_grad():
             return network(Tensor(x)).data
 
-    step = training_step(paper_cnn().to(device), images, labels, batch)
+    step = Run(paper_cnn().to(network.device), images, labels, recipe, graph=graph).step
     if graph:
-        return {"train_step": functions.capture(step), "forward": functions.capture(forward)}
+        return {"train_step": step, "forward": network.backend.functions.capture(forward)}
     return {"train_step": step, "forward": forward} | {
-        task: functools.partial(
-            saliency_maps, network, images[:count], labels[:count], chunk=max(batch, PLANS[device].chunk)
-        )
+        task: functools.partial(saliency_maps, network, images[:count], labels[:count], chunk=chunk)
         for task, count in maps.items()
     }
 
 
-def sides(options, batch, maps, reference):
-    """Side -> name of a measurement -> a function of no arguments, on random images."""
-    rng, device = np.random.default_rng(options.seed), options.device
-    images = rng.random((max(8 * batch, *maps.values()), 1, 28, 28), np.float32)
-    labels = rng.integers(0, 10, len(images), np.int32)
-    found = {"minicnn": our_functions(device, images, labels, batch, maps)}
+def sides(parts, batch, maps):
+    """Side -> name of a measurement -> a function of no arguments, on images of the data set, which begins anew where
+    it has too few."""
+    device, some = parts.options.device, np.arange(max(8 * batch, *maps.values())) % len(parts.dataset.train_labels)
+    recipe, chunk = dataclasses.replace(RECIPE, batch=batch), max(batch, PLANS[device].chunk)
+    given = parts.dataset.train_images[some], parts.dataset.train_labels[some], recipe, maps, chunk
+    found = {"minicnn": our_functions(parts.network, *given)}
     if device == "cuda":
-        found["minicnn graph"] = our_functions(device, images, labels, batch, maps, graph=True)
-    if reference:
-        recipe = dataclasses.replace(RECIPE, batch=batch)
-        found |= reference.sides(device, images, labels, recipe, maps, max(batch, PLANS[device].chunk))
-    return found
+        found["minicnn graph"] = our_functions(parts.network, *given, graph=True)
+    return found | (parts.reference.sides(parts.network, *given) if parts.reference else {})
 
 
 def compare(parts, batch, maps, repeats):
     """Seconds of the training step, the forward pass and the maps: task -> side -> median and minimum."""
-    made = functools.cache(lambda: sides(parts.options, batch, maps, parts.reference))
+    made = functools.cache(lambda: sides(parts, batch, maps))
     return {
         task: parts.measured(
             {"task": task, "batch": batch},
@@ -469,7 +463,10 @@ def main(options):
     total = 2 + len(plan.maps) + (options.device == "cpu") + (cpu.convolutions() == "compiled")
     total += options.scaling * len({1, options.threads}) * len(options.batches) * len(TASKS)
     total += options.attacks * len(attacked + scaled)
-    parts = Parts(options, computes, reference, total)
+    dataset = common.load_data(options.dataset)
+    if asked > len(dataset.test_labels):
+        common.note(f"{dataset.name} has {len(dataset.test_labels)} test images: no more are taken")
+    parts = Parts(options, dataset, computes, reference, total)
 
     seconds = compare(parts, BATCH, plan.maps, options.repeats)
     results = {"seconds": seconds, "compile_seconds": seconds_to_compile(parts)}
@@ -478,10 +475,6 @@ def main(options):
         results["floor"] = floor(parts, seconds["train_step"]["minicnn"]["median"])
     if options.scaling:
         results["scaling"] = compare_scaling(parts, set_threads)
-    if options.device == "cuda" or options.attacks:
-        dataset = common.load_data(options.dataset)
-        if asked > len(dataset.test_labels):
-            common.note(f"{dataset.name} has {len(dataset.test_labels)} test images: no more are taken")
     if options.device == "cuda":
         recipe = dataclasses.replace(RECIPE, epochs=options.epochs, seed=options.seed)
         results["training"] = compare_training(dataset, recipe, reference)

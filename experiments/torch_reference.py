@@ -149,11 +149,11 @@ def _host_tensors(*arrays):
     return [torch.from_numpy(a).long() if a.dtype.kind in "iu" else torch.from_numpy(a) for a in arrays]
 
 
-def _functions(device, images, labels, recipe, maps, chunk, layout=torch.contiguous_format):
+def _functions(network, images, labels, recipe, maps, chunk, layout=torch.contiguous_format):
     """Name of a measurement -> a function of no arguments. A training step has one fixed batch."""
-    images, labels = (a.to(device) for a in _host_tensors(images, labels))
-    trained = paper_cnn(networks.paper_cnn(), device, layout).train()
-    model = paper_cnn(networks.paper_cnn(), device, layout).eval().requires_grad_(False)
+    images, labels = (a.to(network.device) for a in _host_tensors(images, labels))
+    trained = paper_cnn(networks.paper_cnn(), network.device, layout).train()
+    model = paper_cnn(network, network.device, layout).eval().requires_grad_(False)
     batch, targets = images[: recipe.batch].contiguous(memory_format=layout).clone(), labels[: recipe.batch].clone()
 
     def forward():
@@ -169,14 +169,14 @@ def _functions(device, images, labels, recipe, maps, chunk, layout=torch.contigu
     return measured | {task: functools.partial(all_maps, count) for task, count in maps.items()}
 
 
-def sides(device, images, labels, recipe, maps, chunk):
+def sides(network, images, labels, recipe, maps, chunk):
     """What benchmark.compare measures: side -> name of a measurement -> a function of no arguments.
 
-    device "cpu": in the default layout and channels_last; "cuda": eager and captured, each with TF32 off and on. maps:
-    name of a measurement -> number of maps, which come to the host `chunk` at a time.
+    network: a minicnn paper_cnn, on the CPU for the default layout and channels_last, on a GPU for eager and captured,
+    each with TF32 off and on. maps: name of a measurement -> number of maps, which come to the host `chunk` at a time.
     """
-    functions = functools.partial(_functions, device, images, labels, recipe, maps, chunk)
-    if device == "cpu":
+    functions = functools.partial(_functions, network, images, labels, recipe, maps, chunk)
+    if network.device == "cpu":
         return {"default": functions(), "channels_last": functions(torch.channels_last)}
     found = {}
     for tf32, graph in itertools.product((False, True), repeat=2):

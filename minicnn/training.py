@@ -138,9 +138,10 @@ def distilled_labels(teacher: Layer, images: Any, T: float, dropout: int | None 
     return backend.get("cpu").functions.softmax(predict(teacher, images, dropout=dropout), T)
 
 
-class _Run:
-    """The state of a training run on its device, and its step. All that a step reads and writes stays on the device,
-    and all that it does is backend functions, so that on CUDA it can be captured as one graph."""
+class Run:
+    """The state of a training run on its device, and its step(). All that a step reads and writes stays on the device,
+    and all that it does is backend functions, so that on CUDA it can be captured as one graph. Arguments as for fit.
+    Raises TrainingError for images or targets that are no finite numbers, and integers beyond int32."""
 
     def __init__(
         self,
@@ -148,13 +149,13 @@ class _Run:
         images: Any,
         targets: Any,
         recipe: Recipe,
-        loss: Callable[[Tensor, Any], Tensor],
-        graph: bool,
-        diverged: float,
+        loss: Callable[[Tensor, Any], Tensor] | None = None,
+        graph: bool = True,
     ) -> None:
         self.device, dtype = network.backend, network.dtype
         functions, xp = self.device.functions, self.device.xp
-        self.network, self.recipe, self.diverged = network, recipe, diverged
+        self.network, self.recipe, self.diverged = network, recipe, math.inf if loss else DIVERGED
+        of_batch = loss or functools.partial(cross_entropy, T=recipe.temperature)
         self.images = self.device.asarray(images, dtype=dtype)
         if targets.dtype.kind in "iu" and targets.size and max(-int(targets.min()), int(targets.max())) >= 2**31:
             raise TrainingError(f"integer targets must be below 2^31, got {targets.min()} to {targets.max()}")
@@ -171,7 +172,7 @@ class _Run:
         def step() -> None:
             batch = Tensor(functions.gather(self.images, self.order, self.counter, recipe.batch))
             target = functions.gather(self.targets, self.order, self.counter, recipe.batch)
-            losses = loss(network(batch, DropoutMasks(recipe.seed, self.counter)), target)
+            losses = of_batch(network(batch, DropoutMasks(recipe.seed, self.counter)), target)
             if losses.shape != mean.shape:
                 raise TrainingError(f"the loss must be one number a sample, {mean.shape}, got {losses.shape}")
             losses.backward(mean)
@@ -255,7 +256,7 @@ DIGESTS = {
 }
 
 
-def _resume(path: str | Path, run: _Run, fingerprint: str, fields: set[str]) -> list[dict]:
+def _resume(path: str | Path, run: Run, fingerprint: str, fields: set[str]) -> list[dict]:
     """Load a checkpoint into the run; returns its history. Raises TrainingError where it is of another run or where
     anything in it does not fit the run; the network is then unchanged. fields: the names in a row of the history."""
 
@@ -351,20 +352,15 @@ def fit(
     if len(images) < recipe.batch:
         raise TrainingError(f"{len(images)} samples are less than one batch of {recipe.batch}")
     fingerprint = _fingerprint(recipe, network, images, targets, loss)
-    default = loss is None
-    if loss is None:
+    if not loss:
         check_temperature(recipe.temperature, network.dtype)
         if targets.ndim != 2:
             check_labels(targets, len(images), predict(network, images[:1]).shape[1])
-
-        def loss(z: Tensor, target: Any) -> Tensor:
-            return cross_entropy(z, target, T=recipe.temperature)
-
-    run = _Run(network, images, targets, recipe, loss, graph, DIVERGED if default else math.inf)
+    run = Run(network, images, targets, recipe, loss, graph)
     history = []
     if checkpoint and Path(checkpoint).exists():
         history = _resume(checkpoint, run, fingerprint, set(fields))
-    elif default:
+    elif not loss:
         _check_temperature_teaches(network, images, targets, recipe)
     for epoch in range(len(history), recipe.epochs):
         start = time.perf_counter()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from minicnn import cpu, predict
+from minicnn import NesterovSGD, Tensor, cpu, predict
+from minicnn.ops import cross_entropy
 from minicnn.paper import attacks
 from minicnn.paper.networks import paper_cnn
 from tests.experiments.conftest import PNG, assert_mistake, read_json, run
@@ -173,10 +174,10 @@ def test_torch_reference_takes_the_same_training_steps():
     rng, network = np.random.default_rng(0), paper_cnn(seed=1)
     model = torch_reference.paper_cnn(network).eval()
     optimiser = torch_reference.optimiser(model, benchmark.RECIPE)
-    ours = benchmark.NesterovSGD(network.parameters(), benchmark.RECIPE.learning_rate, l2=benchmark.PENALTY)
+    ours = NesterovSGD(network.parameters(), benchmark.RECIPE.learning_rate, l2=benchmark.PENALTY)
     for _ in range(3):
         images, labels = rng.random((8, 1, 28, 28), np.float32), rng.integers(0, 10, 8)
-        benchmark.cross_entropy(network(benchmark.Tensor(images)), labels).mean().backward()
+        cross_entropy(network(Tensor(images)), labels).mean().backward()
         ours.step()
         torch_reference.training_step(model, optimiser, torch.from_numpy(images), torch.from_numpy(labels))
     for theirs, parameter in zip(model.parameters(), network.parameters().values(), strict=True):
