@@ -82,12 +82,12 @@ def draw(path, made, found, title):
     common.save_figure(path, fig)
 
 
-def figures_of(found, pixels, limit, options):
+def figures_of(found, pixels, limit, denominator, algorithm):
     """The figures of an attack, label -> text. found: its summary; pixels: changed by each success that is counted;
     limit: of moves."""
     told = {"misclassified before, left out": found["misclassified"], "attacked": found["attacked"]}
-    if options.denominator != "correct":
-        told[f"counted ({options.denominator})"] = found["counted"]
+    if denominator != "correct":
+        told[f"counted ({denominator})"] = found["counted"]
     if found["counted"]:
         low, high = found["success_interval"]
         rate = f"{found['success_rate']:.1%}  (95 %: {low:.1%} to {high:.1%})"
@@ -95,7 +95,7 @@ def figures_of(found, pixels, limit, options):
     if len(pixels):
         median = f"{np.median(pixels):g} in the median"
         told["pixels changed by a success"] = f"{median}, {pixels.min()} to {pixels.max()}"
-    if found["zero_score_share"] is not None and options.algorithm in attacks.ALGORITHMS:
+    if found["zero_score_share"] is not None and algorithm in attacks.ALGORITHMS:
         told["all scores exactly zero"] = f"{found['zero_score_share']:.1%}"
     told["moves that changed nothing"] = f"{found['unchanged_moves']} of {found['moves']}"
     return told | {"passes": f"{found['forwards']} forward, {found['backwards']} backward"}
@@ -154,7 +154,8 @@ def main(options):
     save_npz(kept, made)
     title = common.attack_name(options.algorithm, options.arithmetic)
     print(f"{path}\n{title}, {sample}")
-    tell(figures_of(found, pixels, setting.limit, options) | {"figures": options.json, "samples": kept})
+    summed_up = figures_of(found, pixels, setting.limit, options.denominator, options.algorithm)
+    tell(summed_up | {"figures": options.json, "samples": kept})
     if shown:
         _, one = run(shown)
         maps = None

@@ -107,44 +107,36 @@ def measure(contestants, repeats, warm_up=2, wait=lambda: None):
 class Parts:
     """Measurements, each kept as soon as it is made: measured() makes it only once a day on one machine.
 
-    options: the command line; dataset: what is measured on; computes: who_computes; reference: the module
-    torch_reference, or None for minicnn alone; total: how many measurements.
+    store: where; computers: the machine and who_computes, as plain values; dataset: what is measured on; reference: the
+    module torch_reference, or None for minicnn alone; total: how many measurements.
     """
 
-    def __init__(self, options, dataset, computes, reference, total):
-        self.options, self.dataset, self.reference = options, dataset, reference
-        self.store = common.Store(options.out / "parts")
+    def __init__(self, store, computers, dataset, device, seed, reference, total):
+        self.store, self.dataset, self.device, self.seed, self.reference = store, dataset, device, seed, reference
         sources = [__file__, reference.__file__] if reference else [__file__]
-        machine = common.environment(options)["machine"]
         self.key = {
             "benchmark": common.digest_of_sources(*sources),
             "day": str(date.today()),
-            "machine": [machine["processor"], machine.get("gpu")],
-            "computes": computes,
-            "device": options.device,
+            "computers": computers,
+            "device": device,
             "dataset": dataset.name,
-            "seed": options.seed,
+            "seed": seed,
         }
-        self.wait = backend.get("cuda").xp.cuda.Device().synchronize if options.device == "cuda" else lambda: None
-        self.warm_up = PLANS[options.device].warm_up
+        self.wait = backend.get("cuda").xp.cuda.Device().synchronize if device == "cuda" else lambda: None
         self.done, self.progress = 0, common.Progress("measured", total)
 
     @functools.cached_property
     def network(self):
         """What forward passes and maps are those of: trained for a moment, for how much of what a ReLU gives is 0, and
         costs less, hangs on the weights as on the images."""
-        network, few = paper_cnn(seed=self.options.seed).to(self.options.device), slice(FEW_STEPS * BATCH)
-        fit(
-            network,
-            self.dataset.train_images[few],
-            self.dataset.train_labels[few],
-            dataclasses.replace(RECIPE, epochs=1),
-        )
+        network, few = paper_cnn(seed=self.seed).to(self.device), slice(FEW_STEPS * BATCH)
+        images, labels = self.dataset.train_images[few], self.dataset.train_labels[few]
+        fit(network, images, labels, dataclasses.replace(RECIPE, epochs=1))
         return network
 
     def measured(self, key, contestants, repeats, warm_up=None):
         """Side -> median and minimum of seconds. contestants(): side -> function; key: what tells them from others."""
-        warm_up = self.warm_up if warm_up is None else warm_up
+        warm_up = PLANS[self.device].warm_up if warm_up is None else warm_up
         key = self.key | key | {"repeats": repeats, "threads": cpu.threads()}
         part = self.store.get(key, lambda: measure(contestants(), repeats, warm_up, self.wait))
         self.done += 1
@@ -173,11 +165,11 @@ def our_functions(network, images, labels, recipe, maps, chunk, graph=False):
 def sides(parts, batch, maps):
     """Side -> name of a measurement -> a function of no arguments, on images of the data set, which begins anew where
     it has too few."""
-    device, some = parts.options.device, np.arange(max(8 * batch, *maps.values())) % len(parts.dataset.train_labels)
-    recipe, chunk = dataclasses.replace(RECIPE, batch=batch), max(batch, PLANS[device].chunk)
+    some = np.arange(max(8 * batch, *maps.values())) % len(parts.dataset.train_labels)
+    recipe, chunk = dataclasses.replace(RECIPE, batch=batch), max(batch, PLANS[parts.device].chunk)
     given = parts.dataset.train_images[some], parts.dataset.train_labels[some], recipe, maps, chunk
     found = {"minicnn": our_functions(parts.network, *given)}
-    if device == "cuda":
+    if parts.device == "cuda":
         found["minicnn graph"] = our_functions(parts.network, *given, graph=True)
     return found | (parts.reference.sides(parts.network, *given) if parts.reference else {})
 
@@ -215,35 +207,35 @@ def products(batch):
     return 3 * sum(forward) - forward[0]
 
 
-def floor(parts, step):
+def floor(parts, step, repeats):
     """What the products of a training step would take at the rate of sgemm, and how many times that a step takes.
 
     step: its seconds. Every thread multiplies square matrices of its own, with one thread of BLAS each.
     """
-    a = np.random.default_rng(parts.options.seed).random((SGEMM, SGEMM), np.float32)
+    a = np.random.default_rng(parts.seed).random((SGEMM, SGEMM), np.float32)
     jobs = [np.empty_like(a) for _ in range(4 * cpu.threads())]
 
     def multiply():
         cpu.in_parallel(lambda out: np.matmul(a, a, out=out), jobs)
 
-    key, repeats = {"task": "sgemm", "size": SGEMM}, parts.options.repeats
+    key = {"task": "sgemm", "size": SGEMM}
     seconds = parts.measured(key, lambda: {"sgemm": multiply}, repeats)["sgemm"]["median"]
     rate = 2 * SGEMM**3 * len(jobs) / seconds
     found = {"operations": products(BATCH), "sgemm_per_second": rate, "seconds": products(BATCH) / rate}
     return found | {"ratio": step / found["seconds"]}
 
 
-def compare_scaling(parts, set_threads):
-    """The cost of 1 to 512 images at a time, with one thread and with all: a row with batch, threads and what compare
-    found."""
-    rows, options = [], parts.options
-    for threads in sorted({1, options.threads}):
+def compare_scaling(parts, batches, repeats, most_threads, set_threads):
+    """The cost of so many images at a time, with one thread and with all: a row with batch, threads and what compare
+    found. Large batches are repeated a quarter as often."""
+    rows = []
+    for threads in sorted({1, most_threads}):
         set_threads(threads)
-        for batch in options.batches:
-            repeats = options.repeats if batch <= BATCH else max(1, options.repeats // 4)
-            found = compare(parts, batch, {"saliency": batch}, repeats)
+        for batch in batches:
+            often = repeats if batch <= BATCH else max(1, repeats // 4)
+            found = compare(parts, batch, {"saliency": batch}, often)
             rows.append({"batch": batch, "threads": threads, "seconds": found})
-    set_threads(options.threads)
+    set_threads(most_threads)
     return rows
 
 
@@ -264,12 +256,13 @@ def compare_training(dataset, recipe, reference):
     return results
 
 
-def compare_attacks(parts, network, dataset, cases):
+def compare_attacks(parts, network, cases, most_moves):
     """Attacks on the images that a trained network classifies correctly: a row for each of the cases, (algorithm, how
     many images, repeats). A row has the algorithm, images, limit of moves, images a second of every side and, beside
     PyTorch, the ratio of the rate of its better layout to ours."""
-    right = correct(network, dataset.test_images, dataset.test_labels)
-    images, labels = dataset.test_images[right], dataset.test_labels[right]
+    images, labels = parts.dataset.test_images, parts.dataset.test_labels
+    right = correct(network, images, labels)
+    images, labels = images[right], labels[right]
     known = common.network_key(network) | {"images": common.digest(images), "task": "attack"}
     chunk, reference = PLANS[network.device].chunk, parts.reference
 
@@ -279,7 +272,7 @@ def compare_attacks(parts, network, dataset, cases):
 
     rows = []
     for algorithm, count, repeats in cases:
-        limit = min(parts.options.limit, MOVES_OF_4) if algorithm == "4" else parts.options.limit
+        limit = min(most_moves, MOVES_OF_4) if algorithm == "4" else most_moves
         case = images[:count], labels[:count], algorithm, limit
         key = known | {"algorithm": algorithm, "count": count, "limit": limit}
         seconds = parts.measured(key, functools.partial(contestants, *case), repeats, warm_up=0)
@@ -466,20 +459,23 @@ def main(options):
     dataset = common.load_data(options.dataset)
     if asked > len(dataset.test_labels):
         common.note(f"{dataset.name} has {len(dataset.test_labels)} test images: no more are taken")
-    parts = Parts(options, dataset, computes, reference, total)
+    machine = common.environment(options)["machine"]
+    computers = [machine["processor"], machine.get("gpu"), computes]
+    store = common.Store(options.out / "parts")
+    parts = Parts(store, computers, dataset, options.device, options.seed, reference, total)
 
     seconds = compare(parts, BATCH, plan.maps, options.repeats)
     results = {"seconds": seconds, "compile_seconds": seconds_to_compile(parts)}
     if options.device == "cpu":
         results |= ratios(seconds) if reference else {}
-        results["floor"] = floor(parts, seconds["train_step"]["minicnn"]["median"])
+        results["floor"] = floor(parts, seconds["train_step"]["minicnn"]["median"], options.repeats)
     if options.scaling:
-        results["scaling"] = compare_scaling(parts, set_threads)
+        results["scaling"] = compare_scaling(parts, options.batches, options.repeats, options.threads, set_threads)
     if options.device == "cuda":
         recipe = dataclasses.replace(RECIPE, epochs=options.epochs, seed=options.seed)
         results["training"] = compare_training(dataset, recipe, reference)
     if options.attacks:
-        rows = compare_attacks(parts, network, dataset, attacked + scaled)
+        rows = compare_attacks(parts, network, attacked + scaled, options.limit)
         results["attacks"] = {row.pop("algorithm"): row for row in rows[: len(attacked)]}
         if options.scaling:
             results["attack_scaling"] = rows[len(attacked) :]

@@ -81,7 +81,7 @@ def main(options):
         networks.append(ours)
         histories.append(history)
         runs.append(measure(ours, sample, plan, store))
-    their_networks, theirs, appendix = measure_author(dataset, options, sample, plan, store)
+    their_networks, theirs, appendix = measure_author(dataset, options.device, options.ties, sample, plan, store)
     judged = claims.judge(claims.Results(runs, plan.trained_T, theirs, appendix))
     rates = over_seeds(runs) | ({} if isinstance(theirs, Missing) else over_seeds([theirs], article.THEIRS))
 
@@ -188,10 +188,10 @@ def measure(networks, sample, plan, store):
     return run
 
 
-def measure_author(dataset, options, sample, plan, store):
+def measure_author(dataset, device, ties, sample, plan, store):
     """The author's own networks, what `measure` gives of them, and appendix_a; each Missing where there are none."""
     if dataset.name == "mnist":
-        networks = author_networks(options.device, options.ties)
+        networks = author_networks(device, ties)
     else:
         networks = Missing("needs --dataset mnist, on which the author's networks were trained")
     if isinstance(networks, Missing):
