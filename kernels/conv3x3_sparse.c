@@ -99,17 +99,35 @@ INLINE void NAME(fetch)(const REAL *line, long images) {
     for (long k = 0; k < images; k += 64 / sizeof(REAL)) __builtin_prefetch(line + k);
 }
 
-// of[t] = sum of value * (vector t of those at `from + at`, at distances of row and column).
-INLINE Sums NAME(sum)(const Entry *e, const Entry *end, const REAL *from, long row, long column) {
+// of[t] = sum of value * (vector t of those at `from + at`, at distances of row and column), for the taps of the rows
+// i0 <= i < i1, which are constants where it is called.
+INLINE Sums NAME(sum)(const int i0, const int i1, const Entry *e, const Entry *end, const REAL *from, long row,
+                      long column) {
     Sums sums = {0};
     for (; e < end; ++e)
-        UNROLL for (int t = 0; t < TAPS; ++t)
+        UNROLL for (int t = 3 * i0; t < 3 * i1; ++t)
             sums.of[t] += e->value * *(const Vector *)(from + e->at + t / 3 * row + t % 3 * column);
     return sums;
 }
 
-INLINE void NAME(add)(Sums sums, REAL *const rows[3], long at, long column) {
-    UNROLL for (int t = 0; t < TAPS; ++t) *(Vector *)(rows[t / 3] + at + t % 3 * column) += sums.of[t];
+INLINE void NAME(add)(const int i0, const int i1, Sums sums, REAL *const rows[3], long at, long column) {
+    UNROLL for (int t = 3 * i0; t < 3 * i1; ++t) *(Vector *)(rows[t / 3] + at + t % 3 * column) += sums.of[t];
+}
+
+// Adds to rows p - 2 + i of y, i0 <= i < i1, what the lists of a row of x give, places in order.
+INLINE void NAME(scatter)(const int i0, const int i1, const Sizes *s, Entry *const *ends, long images,
+                          const REAL *packed, REAL *at_work, long image, long depth, long line, long p) {
+    for (long o = 0; o < depth; o += LANES)
+        for (long k = 0; k < images; ++k) {
+            REAL *const to = at_work + k * image + o;
+            REAL *const rows[3] = {to + (p + 1) % 3 * line, to + (p + 2) % 3 * line, to + p % 3 * line};
+            for (long q = 0; q < s->W; ++q) {
+                const Entry *const begin = ends[q * MOST + k], *const end = ends[(q + 1) * MOST + k];
+                if (begin == end) continue;
+                const Sums sums = NAME(sum)(i0, i1, begin, end, packed + o * s->C * TAPS, 3 * LANES, LANES);
+                NAME(add)(i0, i1, sums, rows, q * depth, depth);
+            }
+        }
 }
 
 // Row p of y for `images` images from n on, from its sums.
@@ -153,17 +171,12 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
                         NAME(append)(pixels, images, c * TAPS * LANES, 0, end);
                     }
                 }
-                for (long o = 0; o < depth; o += LANES)
-                    for (long k = 0; k < images; ++k) {
-                        REAL *const to = at_work + k * image + o;
-                        REAL *const rows[3] = {to + (p + 1) % 3 * line, to + (p + 2) % 3 * line, to + p % 3 * line};
-                        for (long q = 0; q < s->W; ++q) {
-                            const Entry *const begin = ends[q * MOST + k], *const end = ends[(q + 1) * MOST + k];
-                            if (begin == end) continue;
-                            const Sums sums = NAME(sum)(begin, end, packed + o * s->C * TAPS, 3 * LANES, LANES);
-                            NAME(add)(sums, rows, q * depth, depth);
-                        }
-                    }
+                switch (4 * larger(0, first + 2 - p) + smaller(3, last + 2 - p)) {  // rows of y that are asked for
+#define CASE(i0, i1) \
+    case 4 * (i0) + (i1): NAME(scatter)(i0, i1, s, ends, images, packed, at_work, image, depth, line, p); break;
+                    CASE(0, 3) CASE(0, 2) CASE(0, 1) CASE(1, 3) CASE(2, 3) CASE(1, 2)
+#undef CASE
+                }
             }
             REAL *const done = at_work + (p + 1) % 3 * line;  // row p - 2, which no later row of x meets
             if (p - 2 >= first) NAME(give)(s, done, image, depth, bias, relu, y, p - 2, n, images);
@@ -231,8 +244,8 @@ int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL 
                     REAL *const to = gw + c * s->O * TAPS, *const rows[3] = {to, to + 3 * LANES, to + 6 * LANES};
                     for (long o = 0; o < s->O; ++o) {
                         const Entry *const begin = ends[o * MOST + k], *const end = ends[(o + 1) * MOST + k];
-                        const Sums sums = NAME(sum)(begin, end, at_work + k * image + c, line, depth);
-                        NAME(add)(sums, rows, o * TAPS * LANES, LANES);
+                        const Sums sums = NAME(sum)(0, 3, begin, end, at_work + k * image + c, line, depth);
+                        NAME(add)(0, 3, sums, rows, o * TAPS * LANES, LANES);
                     }
                 }
         }

@@ -21,7 +21,7 @@ SOURCES = ("conv2d.c", "conv3x3_sparse.c", "relu.c", "max_pool2d.c", "moved.c", 
 
 BLOCK = 16  # images that conv3x3_sparse.c takes at once, or more
 MANY_CHANNELS = 16  # a 3x3 filter of as many is added up tap by tap, so that conv3x3_sparse.c may do it
-DENSE = 0.45  # the share of numbers that are not 0 above which it takes longer to leave out the others
+DENSE = 0.55  # the share of numbers that are not 0 above which it takes longer to leave out the others
 CACHE_LINE = 64  # bytes
 
 # The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the

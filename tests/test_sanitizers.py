@@ -155,6 +155,7 @@ C_DEFECTS = {
         "conv3x3_sparse.c", "most * longest * sizeof(Entry)", "most * longest * sizeof(REAL)", "address", OVERFLOW
     ),
     "a row of x below the image": Defect("conv3x3_sparse.c", "r >= s->H", "r > s->H", "address", OVERFLOW),
+    "lists of a row below the image": Defect("conv3x3_sparse.c", "r >= 0 && r < s->H", "r >= 0", "address", OVERFLOW),
     "images of the next thread": Defect("conv3x3_sparse.c", "smaller(most, last_image - n)", "most", "thread", RACE),
     "a block beyond the windows": Defect(
         "max_pool2d.c", "at = smaller(n, (count) - BLOCK)", "at = n", "address", OVERFLOW
