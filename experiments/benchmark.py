@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import common
-from minicnn import Recipe, Tensor, backend, compiled, correct, cpu, fit, kernels_c, no_grad
+from minicnn import Recipe, Tensor, backend, compiled, correct, cpu, fit, kernels_c, no_grad, predict
 from minicnn.paper import attacks
 from minicnn.paper.networks import PENALTY, paper_cnn
 from minicnn.paper.saliency import saliency_maps
@@ -146,7 +146,7 @@ class Parts:
 
 def our_functions(network, images, labels, recipe, maps, chunk, graph=False):
     """Name of a measurement -> a function of no arguments. graph: captured, and without the maps, which come to the
-    host as saliency_maps returns them."""
+    host as saliency_maps returns them. Logits stay on a GPU; on the CPU they are what predict returns."""
     x = network.backend.asarray(images[: recipe.batch])
 
     def forward():
@@ -156,6 +156,8 @@ def our_functions(network, images, labels, recipe, maps, chunk, graph=False):
     step = Run(paper_cnn().to(network.device), images, labels, recipe, graph=graph).step
     if graph:
         return {"train_step": step, "forward": network.backend.functions.capture(forward)}
+    if network.device == "cpu":
+        forward = functools.partial(predict, network, x, chunk=recipe.batch)
     return {"train_step": step, "forward": forward} | {
         task: functools.partial(saliency_maps, network, images[:count], labels[:count], chunk=chunk)
         for task, count in maps.items()

@@ -25,7 +25,7 @@ from minicnn.files import cache_folder, partial_name, remove_abandoned
 
 T = TypeVar("T")
 TIMEOUT = 120  # seconds that the compiler has
-# Or gcc, for some processors, rounds products before they are added in one loop and not in another.
+# Or gcc, for some processors, rounds products before they are added in one loop and not in another. (From gcc 8 on.)
 ALL_FUSED = "--param=avoid-fma-max-bits=0"
 
 compile_seconds: float | None = None  # that it took in this process; None where an earlier one had done it all

@@ -106,7 +106,8 @@ class CKernels:
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
             return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if finite and by_tap and self._vectors(filters, x.dtype)[0] and _is_sparse(x):
+        within = max(offset) < 3  # rows and columns that conv3x3_sparse.c has room for
+        if finite and by_tap and within and self._vectors(filters, x.dtype)[0] and _is_sparse(x):
             return self._sparse_correlate(sizes, x, w, y, bias, relu)
         packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array

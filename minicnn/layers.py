@@ -194,11 +194,6 @@ class Conv2D(Layer):
     def __call__(self, x: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         return ops.conv2d(x, self.W, self.b, padding=self.padding, relu=self.relu)
 
-    def pooled(self, x: Tensor, pool: MaxPool2D) -> Tensor:
-        """pool(self(x)), as one operation."""
-        settings: dict[str, Any] = {"padding": self.padding, "relu": self.relu, "size": pool.size, "ties": pool.ties}
-        return ops.conv2d_max_pool2d(x, self.W, self.b, **settings)
-
 
 class Dense(Layer):
     """Fully connected: x W + b, W (inputs, units). Raises ValueError for a number of them that is no integer above
@@ -252,7 +247,8 @@ class TemperatureSoftmax(Layer):
 
 
 class Sequential(Layer):
-    """Named layers one after the other: Sequential(conv1=Conv2D(...), pool1=MaxPool2D(), ...)."""
+    """Named layers one after the other: Sequential(conv1=Conv2D(...), pool1=MaxPool2D(), ...). A Conv2D and the
+    MaxPool2D after it, unless they are subclasses, are not called but done together, by ops.conv2d_max_pool2d."""
 
     def __init__(self, /, **layers: Layer) -> None:
         self.layers = layers
@@ -272,7 +268,8 @@ class Sequential(Layer):
                 if type(layer) is Conv2D and type(pool) is MaxPool2D:
                     waiting.popleft()
                     name = f"{name}, {after}"
-                    x = layer.pooled(x, pool)
+                    filters = layer.W, layer.b, layer.padding, layer.relu
+                    x = ops.conv2d_max_pool2d(x, *filters, size=pool.size, ties=pool.ties)
                 else:
                     x = layer(x, masks)
             except ValueError as error:

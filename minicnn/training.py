@@ -140,8 +140,8 @@ def distilled_labels(teacher: Layer, images: Any, T: float, dropout: int | None 
 
 class Run:
     """The state of a training run on its device, and its step(). All that a step reads and writes stays on the device,
-    and all that it does is backend functions, so that on CUDA it can be captured as one graph. Arguments as for fit.
-    Raises TrainingError for images or targets that are no finite numbers, and integers beyond int32."""
+    and all that it does is backend functions, so that on CUDA it can be captured as one graph. Arguments and errors are
+    those of fit."""
 
     def __init__(
         self,
@@ -152,10 +152,21 @@ class Run:
         loss: Callable[[Tensor, Any], Tensor] | None = None,
         graph: bool = True,
     ) -> None:
+        images, targets = map(backend.get("cpu").asarray, (images, targets))
+        if not targets.ndim:
+            raise TrainingError(f"targets are one an image, got {targets}")
+        if len(images) != len(targets):
+            raise TrainingError(f"{len(images)} images and {len(targets)} targets: each image needs one")
+        if len(images) < recipe.batch:
+            raise TrainingError(f"{len(images)} samples are less than one batch of {recipe.batch}")
         self.device, dtype = network.backend, network.dtype
         functions, xp = self.device.functions, self.device.xp
-        self.network, self.recipe, self.diverged = network, recipe, math.inf if loss else DIVERGED
-        of_batch = loss or functools.partial(cross_entropy, T=recipe.temperature)
+        self.network, self.recipe, self.diverged = network, recipe, math.inf
+        if loss is None:
+            self.diverged, loss = DIVERGED, functools.partial(cross_entropy, T=recipe.temperature)
+            check_temperature(recipe.temperature, dtype)
+            if targets.ndim != 2:
+                check_labels(targets, len(images), predict(network, images[:1]).shape[1])
         self.images = self.device.asarray(images, dtype=dtype)
         if targets.dtype.kind in "iu" and targets.size and max(-int(targets.min()), int(targets.max())) >= 2**31:
             raise TrainingError(f"integer targets must be below 2^31, got {targets.min()} to {targets.max()}")
@@ -172,7 +183,7 @@ class Run:
         def step() -> None:
             batch = Tensor(functions.gather(self.images, self.order, self.counter, recipe.batch))
             target = functions.gather(self.targets, self.order, self.counter, recipe.batch)
-            losses = of_batch(network(batch, DropoutMasks(recipe.seed, self.counter)), target)
+            losses = loss(network(batch, DropoutMasks(recipe.seed, self.counter)), target)
             if losses.shape != mean.shape:
                 raise TrainingError(f"the loss must be one number a sample, {mean.shape}, got {losses.shape}")
             losses.backward(mean)
@@ -242,7 +253,7 @@ def _fingerprint(recipe: Recipe, network: Layer, images: Any, targets: Any, loss
     for array in (images, targets, *get_weights(network).values()):
         digest.update(np.ascontiguousarray(array).data)
     settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "epochs"}
-    settings["loss"], settings["code_of_loss"] = _identity(loss) if loss else ("cross_entropy", "")
+    settings["loss"], settings["code_of_loss"] = ("cross_entropy", "") if loss is None else _identity(loss)
     settings["data_and_initial_weights"] = digest.hexdigest()
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))  # the address of an object of one's own
     settings["network"] = hashlib.sha256(layers.encode()).hexdigest()
@@ -341,26 +352,16 @@ def fit(
     labels that fit neither the images nor the network; TypeError for images or targets that are no real numbers.
     """
     images, targets = map(backend.get("cpu").asarray, (images, targets))
-    if not targets.ndim:
-        raise TrainingError(f"targets are one an image, got {targets}")
     figures = [f"{name}_{what}" for name in held_out or {} for what in ("accuracy", "loss")]
     fields = ["epoch", "train_loss", *figures, "seconds"]
     if twice := [field for field in fields if fields.count(field) > 1]:
         raise TrainingError(f"the history would have two columns {twice[0]}: rename a set of held_out")
-    if len(images) != len(targets):
-        raise TrainingError(f"{len(images)} images and {len(targets)} targets: each image needs one")
-    if len(images) < recipe.batch:
-        raise TrainingError(f"{len(images)} samples are less than one batch of {recipe.batch}")
-    fingerprint = _fingerprint(recipe, network, images, targets, loss)
-    if not loss:
-        check_temperature(recipe.temperature, network.dtype)
-        if targets.ndim != 2:
-            check_labels(targets, len(images), predict(network, images[:1]).shape[1])
     run = Run(network, images, targets, recipe, loss, graph)
+    fingerprint = _fingerprint(recipe, network, images, targets, loss)
     history = []
     if checkpoint and Path(checkpoint).exists():
         history = _resume(checkpoint, run, fingerprint, set(fields))
-    elif not loss:
+    elif loss is None:
         _check_temperature_teaches(network, images, targets, recipe)
     for epoch in range(len(history), recipe.epochs):
         start = time.perf_counter()

@@ -225,7 +225,7 @@ def test_conv2d_on_both_roads(road, shape, dtype):
     np.testing.assert_allclose(gw, exact_gw.transpose(1, 0, 2, 3), atol=tolerance * 100)
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "gcc -mno-avx512f", "clang"])
+@pytest.mark.parametrize("compiler", ["gcc", "gcc -mno-avx512f", "gcc -mno-avx", "clang"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_conv2d_has_the_same_bits_whether_zeros_are_left_out(compiler, dtype, monkeypatch):
     """So which is done may hang on how many there are, and on the images beside: for every vector unit and number of

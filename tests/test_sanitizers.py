@@ -97,15 +97,23 @@ def launch_c_kernels(defect=None):
         os.environ |= {"MINICNN_CACHE": temporary, "MINICNN_CONV": "compiled"}
         cpu._kernels.cache_clear()
         cpu.set_threads(2)
+        launched, call = set(), kernels_c.CKernels._call
+        kernels_c.CKernels._call = lambda *given: (launched.add(given[1]), call(*given))
         for dtype in (np.float32, np.float64) * (10 if defect and defect.sanitizer == "thread" else 1):
             few, many = [(3, channels, 3, (7, 6), (1, 1)) for channels in (2, 9)], [(137, 5, 9), (137, 9, 5)]
             for case in (*few, *((*sizes, (9, 8), (0, 0)) for sizes in many)):
                 _convolve_and_pool(dtype, *case)
+            for kernels_c.DENSE in (0, 2):  # whatever is 0
+                (
+                    _convolve_and_pool(dtype, 3, 17, 16, (7, 6), (1, 1)),
+                    _convolve_and_pool(dtype, 70, 33, 9, (9, 8), (0, 0)),
+                )
             x, w, b = np.ones((5, 9), dtype), np.ones((9, 11), dtype), np.ones(11, dtype)
             y = cpu.dense(x, w, b, True)
             cpu.dense_input_grad(y, w), cpu.dense_weight_grad(x, y), cpu.dropout(x, 0.5, 1, 2, 3)
             cpu.nesterov_step(w, w.copy(), w.copy(), 0.1, 0.5, 0.01)
             _move(dtype, keep=False), _move(dtype, keep=True)
+        assert launched == set(kernels_c.FUNCTIONS)
 
 
 def _convolve_and_pool(dtype, images, channels, filters, size, offset):

@@ -212,10 +212,8 @@ class _Scorer:
 
     def _by_gradient(self, images, labels):
         setting = self.setting
-        if self.maps:
-            maps = np.asarray(self.maps(images, labels))
-            if maps.shape != images.shape:
-                raise ValueError(f"maps must give an array of the images' shape {images.shape}, got {maps.shape}")
+        if self.maps is not None:
+            maps = _checked_maps(self.maps(images, labels), images)
         else:
             if self.algorithm.score == "margin":
                 maps = margin_gradients(self.network, images, labels)
@@ -297,7 +295,7 @@ def attack(
         if algorithm not in list(known):  # a list: what cannot be hashed is unknown as well
             raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(map(repr, known))}")
         algorithm = known[algorithm]
-    if maps and algorithm.score == "loss difference":
+    if maps is not None and algorithm.score == "loss difference":
         raise ValueError("maps take the place of a gradient: choose an algorithm that follows one")
     check_temperature(setting.T, network.dtype)
     scorer = _Scorer(network, algorithm, setting, maps)
@@ -344,6 +342,19 @@ def attack(
     result.forwards += scorer.forwards
     result.backwards = scorer.backwards
     return result
+
+
+def _checked_maps(maps, images):
+    """Maps that a user gave for the images, as numbers of theirs."""
+    maps = np.asarray(maps)
+    if maps.shape != images.shape or maps.dtype.kind not in "fiub":
+        raise ValueError(
+            f"maps must give real numbers of the images' shape {images.shape}, got {maps.dtype} {maps.shape}"
+        )
+    maps = maps.astype(np.result_type(maps, images.dtype))
+    if np.isnan(maps).any():
+        raise AttackError("maps gave what is not a number (NaN): give each pixel a score")
+    return maps
 
 
 def unmoved(network: Layer, images: Any, labels: Any, setting: Setting) -> tuple[AttackResult, np.ndarray]:

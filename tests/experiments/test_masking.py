@@ -51,7 +51,7 @@ def test_arithmetics_attacks_each_variant_as_its_name_says(base, dataset, told):
     ):
         order = np.argsort(-maps.reshape(IMAGES, -1), axis=1, kind="stable")
         ranks = np.argsort(order, axis=1)  # Algorithm 3 on a map above 0 in the same order is Algorithm 1
-        same_order = order.shape[1] - ranks
+        same_order = (order.shape[1] - ranks).reshape(images.shape)
         replayed = attacks.attack(network, images, labels, "3", told().setting, maps=lambda *_, m=same_order: m)
         assert found[name]["succeeded"] == replayed.succeeded.sum() > 0
         moves = replayed.moves[replayed.succeeded]

@@ -479,11 +479,29 @@ def test_attack_on_maps_given_to_it(algorithm, skip_unchanged):
     assert own.succeeded.any() and not np.array_equal(opposite.adversarial, own.adversarial)
 
 
-def test_attack_refuses_maps_of_another_shape():
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, bool, np.float16])
+@pytest.mark.parametrize("algorithm", ["1", "3", REFRESHED], ids=["1", "3", "3 refreshed"])
+def test_attack_takes_maps_as_numbers_of_any_type(algorithm, dtype):
     network = small()
     images, labels = samples(network)
+    maps = np.random.default_rng(0).integers(0, 256, images.shape).astype(dtype)
+
+    def follow(maps):
+        return attack(network, images, labels, algorithm, Setting(limit=9), maps=lambda x, y: maps[: len(x)])
+
+    found, right = follow(maps), follow(maps.astype(np.float64))
+    assert np.array_equal(found.adversarial, right.adversarial) and found.moves.any()
+
+
+def test_attack_refuses_maps_that_are_no_numbers_of_the_images():
+    network = small()
+    images, labels = samples(network)
+    with pytest.raises(AttackError, match="^maps gave what is not a number"):
+        attack(network, images, labels, "3", maps=lambda x, y: np.full_like(x, np.nan))
+    with pytest.raises(ValueError, match="^maps must give real numbers of the images' shape .*, got complex128"):
+        attack(network, images, labels, "3", maps=lambda x, y: x * 1j)
     with pytest.raises(
-        ValueError, match=r"^maps must give an array of the images' shape \(\d+, 1, 8, 8\), got \(1, 8, 8\)$"
+        ValueError, match=r"^maps must give real numbers of the images' shape .*, got float64 \(1, 8, 8\)$"
     ):
         attack(network, images, labels, "3", maps=lambda x, y: x[0])
 
