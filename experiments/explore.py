@@ -30,9 +30,9 @@ SEARCHED = 300  # images for one that shows the finding
 TITLES = {"standard": "the standard network, trained at T = 1", "temperature": "the network trained at T = {:g}"}
 
 
-def choose(network, sample, T=1.0):
-    """Of the first SEARCHED of a common.Sample, as one of a single image, the first that the network sees correctly and
-    whose plain map is exactly zero, or the first that it sees correctly."""
+def choose(network, sample, T):
+    """One image, as a common.Sample: of the first SEARCHED of another, the first that the network classifies correctly
+    and whose plain map is exactly zero; where there is none, the first that it classifies correctly."""
     searched = sample.part(slice(SEARCHED))
     plain = saliency_maps(network, searched.images, searched.labels, T, "plain")
     right = plain.logits.argmax(axis=1) == searched.labels

@@ -443,8 +443,9 @@ def study(parts, trained, study, folder, stem="masking"):
         yield name, figures
         shown = section(name, figures, folder, stem)
         print(f"\n{shown.heading}\n{shown.whole()}", flush=True)
-        for picture in (shown_part for shown_part in shown.parts if isinstance(shown_part, Picture)):
-            PARTS[name].draw(picture.path, figures)
+        for shown_part in shown.parts:
+            if isinstance(shown_part, Picture):
+                PARTS[name].draw(shown_part.path, figures)
 
 
 def find_or_train(parts, dataset, protocol, folder, ties):

@@ -210,17 +210,15 @@ def name_of(options):
     return "symbolic" if options.symbolic else common.chosen_name(options)
 
 
-def of_network(path, options, rng):
-    """Parts 5 and 6 on the network of a weight file: their figures, and the moves of one pixel behind equation (1)."""
-    network = common.load_chosen(path, options, dtype=np.float64)
-    dataset = common.load_data(options.dataset)
-    chosen = measured.correctly_classified(network, dataset.test_images, dataset.test_labels, options.images)
-    if len(chosen) < options.images:
+def of_network(network, dataset, count, rng):
+    """Parts 5 and 6 on a network and the first `count` test images that it classifies correctly: their figures, and the
+    moves of one pixel behind equation (1)."""
+    chosen = measured.correctly_classified(network, dataset.test_images, dataset.test_labels, count)
+    if len(chosen) < count:
         raise common.UsageError(f"the network classifies {len(chosen)} test images correctly: fewer than --images")
     case = network, dataset.test_images[chosen].astype(np.float64), dataset.test_labels[chosen]
     summary, moves = measured.equation_1(*case, rng)
-    figures = {"images": chosen, "chain_rule": measured.chain_rule(*case), "equation_1": summary}
-    return common.about_network(path, options) | figures, moves
+    return {"images": chosen, "chain_rule": measured.chain_rule(*case), "equation_1": summary}, moves
 
 
 def walk(options):
@@ -234,8 +232,9 @@ def walk(options):
     path = missing = None
     try:
         path = common.chosen_weights(options)
-        figures, moves = of_network(path, options, rng)
-        results |= figures
+        network = common.load_chosen(path, options, dtype=np.float64)
+        figures, moves = of_network(network, common.load_data(options.dataset), options.images, rng)
+        results |= common.about_network(path, options) | figures
     except common.USER_ERRORS as error:
         # Whatever is wrong with the network, the first four parts are complete without it.
         missing = error

@@ -121,9 +121,9 @@ def test_explore_chooses_the_first_that_is_right_and_blank(networks):
     right, blank = plain.logits.argmax(axis=1) == labels, plain.zeros == 28 * 28
     assert right.any() and blank.any()
     first = sample.indices[np.flatnonzero(right & blank)[0]]
-    assert explore.choose(networks["temperature"], sample).indices == [first]
+    assert explore.choose(networks["temperature"], sample, T=1).indices == [first]
     seen = sample.part(right & ~blank if (right & ~blank).any() else right)
-    assert explore.choose(networks["standard"], seen).indices == seen.indices[:1]
+    assert explore.choose(networks["standard"], seen, T=1).indices == seen.indices[:1]
 
 
 def test_explore_without_networks(tmp_path):

@@ -21,7 +21,7 @@ from minicnn import cpu
 from tests.experiments.conftest import ROOT, assert_mistake, mounted, read_json, run, start, succeed
 
 COMMANDS = {  # each in several parts, the shortest that there are
-    "train": "train --network standard-distilled --epochs 4 --batch 75 --validation 1350",
+    "train": "train --network standard-distilled --epochs 2 --batch 75 --validation 1350",
     "attack": "attack --network standard --algorithm 4 --images 10 --seed 0",
     "reproduce": "reproduce --epochs 1 --batch 250 --validation 1250 --images 4 --limit 2 --refreshed 1",
     "masking": "masking --parts control cost --images 60 --limit 2",
