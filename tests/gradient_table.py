@@ -298,7 +298,7 @@ def _all():
         "max_pool2d 3 with remainder ties=all": _max_pool2d((2, 2, 7, 5), 3, ties="all"),
         "conv2d_max_pool2d 2": _normal(ops.conv2d_max_pool2d, **shapes),
         "conv2d_max_pool2d 2 same relu": _rectified(partial(ops.conv2d_max_pool2d, padding="same"), **shapes),
-        "conv2d_max_pool2d 2 relu ties=all": _rectified(partial(ops.conv2d_max_pool2d, ties="all"), **uneven),
+        "conv2d_max_pool2d 2 relu ties=all": _rectified(partial(ops.conv2d_max_pool2d, ties="all"), **shapes),
         "dropout": _normal(partial(ops.dropout, rate=0.5, seed=1, layer=2, step=3), x=(4, 9)),
         "dropout of images": _normal(partial(ops.dropout, rate=0.2, seed=2**40, layer=0, step=0), x=(2, 3, 3, 5)),
     }
