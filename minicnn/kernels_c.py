@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,12 @@ class CKernels:
         filters, channels, *kernel = w.shape
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
         beside = any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1
-        by_tap = tuple(kernel) == (3, 3) and channels >= MANY_CHANNELS
+        by_tap = channels >= MANY_CHANNELS and self._sparse_kernel(kernel, offset, filters, x.dtype)
         finite = not (beside or by_tap) or bool(np.isfinite(w).all())
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
             return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        within = max(offset) < 3  # rows and columns that conv3x3_sparse.c has room for
-        if finite and by_tap and within and self._vectors(filters, x.dtype)[0] and _is_sparse(x):
+        if finite and by_tap and _is_sparse(x):
             return self._sparse_correlate(sizes, x, w, y, bias, relu)
         packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
@@ -145,6 +145,10 @@ class CKernels:
             return kernels_numpy.input_grad(g, w, gx, offset)
         return self.correlate(g, *kernels_numpy.flipped(w, offset), gx)
 
+    def _sparse_kernel(self, kernel: Sequence[int], offset: Size, filters: int, dtype: np.dtype) -> bool:
+        """Whether such a convolution is one for conv3x3_sparse.c."""
+        return tuple(kernel) == (3, 3) and max(offset) < 3 and self._vectors(filters, dtype)[0] > 0
+
     def _vectors(self, channels: int, dtype: np.dtype) -> tuple[int, int]:
         """How many vectors of channels there are in conv3x3_sparse.c, and the channels of each; none where most of the
         channels that it computes would be none of theirs."""
@@ -166,7 +170,7 @@ class CKernels:
         channels, (height, filters, _, images) = x.shape[1], g.shape
         sizes, work = Sizes(*x.shape, *_output(g), *kernel, *offset), g.size * channels * math.prod(kernel)
         vectors, lanes = self._vectors(channels, x.dtype)
-        if not vectors or tuple(kernel) != (3, 3):
+        if not self._sparse_kernel(kernel, offset, channels, x.dtype):
 
             def rows(first, last):
                 part = np.empty((kernel[0], channels, kernel[1], filters), x.dtype)
