@@ -19,6 +19,7 @@ Sequential(
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import math
 import reprlib
@@ -63,13 +64,8 @@ class Layer:
         raise NotImplementedError
 
     def _attributes(self) -> dict[str, Any]:
-        slots = {
-            name: getattr(self, name)
-            for kind in reversed(type(self).__mro__)
-            for name, member in vars(kind).items()
-            if isinstance(member, types.MemberDescriptorType) and hasattr(self, name)
-        }
-        return slots | vars(self)
+        kind: Any = type(self)
+        return {name: getattr(self, name) for name in _slots(kind) if hasattr(self, name)} | vars(self)
 
     def parameters(self) -> dict[str, Tensor]:
         """Name -> Tensor, in the order of the attributes, __slots__ first; "LAYER_NAME" for those of a sub-layer,
@@ -135,12 +131,23 @@ class Layer:
         return f"{type(self).__name__}({body})" + "".join(shapes)
 
 
+@functools.cache
+def _slots(kind: type) -> list[str]:
+    """What __slots__ of a class and those that it comes from name."""
+    members = [item for base in reversed(kind.__mro__) for item in vars(base).items()]
+    return [name for name, member in members if isinstance(member, types.MemberDescriptorType)]
+
+
+# Most attributes, and told from the others in no time.
+PLAIN: tuple[type, ...] = (types.FunctionType, str, int, float, type(None))
 COLLECTIONS = (list, tuple, collections.deque, collections.UserList, Mapping, Set)
 HOLDERS = (Tensor, Layer, *COLLECTIONS)  # what may be a parameter or hold one
 
 
 def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple[str, Tensor]]:
     """Every Tensor in an attribute and its name: itself, a layer's, or those of a list or mapping of them."""
+    if isinstance(value, PLAIN):
+        return
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Layer):
@@ -151,7 +158,9 @@ def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple
             if kind in Layer.__mro__:
                 continue
             for key, shared in vars(kind).items():
-                if isinstance(shared, HOLDERS) and key not in attributes and any(_named_tensors(shared, key, [])):
+                if isinstance(shared, PLAIN) or not isinstance(shared, HOLDERS):
+                    continue
+                if key not in attributes and any(_named_tensors(shared, key, [])):
                     raise ValueError(f"{kind.__name__}.{key} is shared by all layers of the class: make it in __init__")
         for key, attribute in attributes.items():
             yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])
