@@ -177,7 +177,7 @@ class CKernels:
                 self._call("weight_grad", x.dtype, sizes, x, g, part, first, last)
                 return part
 
-            return functools.reduce(np.add, over_rows(rows, g, work // MULTIPLY_ADDS))
+            return functools.reduce(np.add, over_rows(rows, g, work // MULTIPLY_ADDS, added_up=True))
 
         def part(first_row, last_row, first_image, last_image):
             packed = _on_cache_lines((vectors, filters, 3, 3, lanes), x.dtype)
@@ -185,10 +185,11 @@ class CKernels:
             self._call("sparse_weight_grad", x.dtype, sizes, x, g, packed, *ends)
             return packed
 
+        work //= MULTIPLY_ADDS
         if images < 4 * BLOCK:
-            parts = over_rows(lambda first, last: part(first, last, 0, images), g, work // MULTIPLY_ADDS)
+            parts = over_rows(lambda first, last: part(first, last, 0, images), g, work, added_up=True)
         else:
-            parts = over_rows(lambda first, last: part(0, height, first, last), range(images), work // MULTIPLY_ADDS)
+            parts = over_rows(lambda first, last: part(0, height, first, last), range(images), work, added_up=True)
         gw = functools.reduce(np.add, parts).transpose(2, 0, 4, 3, 1)
         return gw.reshape(3, vectors * lanes, 3, filters)[:, :channels]
 

@@ -117,11 +117,11 @@ def shares(count: int, chunk: int) -> list[slice]:
     return chunks(count, max(1, math.ceil(count / slices)))
 
 
-def over_rows(job: Callable[[int, int], Any], array: Any, work: int | None = None) -> list:
+def over_rows(job: Callable[[int, int], Any], array: Any, work: int | None = None, added_up: bool = False) -> list:
     """Run job(first, last) over the rows of an array cut into ROW_BLOCKS blocks, the larger ones first, or one where
-    the work (numbers written, by default those of the array) is small. The cut, and so every sum, is the same for any
-    number of threads. Returns the results in order."""
-    if (array.size if work is None else work) <= SMALL:
+    there is one thread or the work (numbers written, by default those of the array) is small. added_up: cut in the same
+    way for any number of threads, so that what is made of the results is the same. Returns them in order."""
+    if (array.size if work is None else work) <= SMALL or workers() == 1 and not added_up:
         return [job(0, len(array))]
     rows, larger = divmod(len(array), ROW_BLOCKS)
     cuts = [rows * block + min(block, larger) for block in range(ROW_BLOCKS + 1)]
