@@ -61,7 +61,7 @@ def launch_after_a_deadlock():
         launch_right_kernels()
 
 
-def in_threads_of_their_own(job, array, work=None):
+def in_threads_of_their_own(job, array, work=None, added_up=False):
     """Two blocks of rows, a thread each whatever the machine has, as threads.over_rows where there is much work."""
     middle, results, ready = len(array) // 2, [None, None], threading.Barrier(2)
 
