@@ -108,12 +108,11 @@ def write(path, values):
 def main(options):
     paths, networks = {}, {}
     for name, T in ("standard", 1.0), ("temperature", TEMPERATURE):
-        file_name = common.of_seed(name, options.seed)
         if options.trained:
-            paths[name] = options.trained / f"{file_name}.npz"
+            paths[name] = options.trained / f"{common.of_seed(name, options.seed)}.npz"
         else:
-            paths[name] = common.find_weights(file_name, options.dataset, options.out, "--trained DIR")
-        networks[name] = common.load_network(paths[name], options.device, options.ties, T=T, dataset=options.dataset)
+            paths[name] = common.weights_of(name, options, "--trained DIR")
+        networks[name] = common.load_chosen(paths[name], options, T=T)
     dataset = common.load_data(options.dataset)
     sample = common.sample(dataset, min(SEARCHED, len(dataset.test_labels)), options.seed)
     values = common.environment(options) | embed(networks, sample, attacks.Setting())

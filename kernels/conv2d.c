@@ -108,7 +108,8 @@ static const REAL *NAME(row)(const Sizes *s, Rows *rows, long r) {
 }
 
 // sums[f][v] = sum over the given rows, C channels and taps j0 <= j < j1; what RUN channels and `width` taps of a row
-// give is added up by itself, which rounds less than one long sum. filters and vectors are constants where it is called.
+// give is added up by itself, which rounds less than one long sum. filters and vectors are constants where it is
+// called.
 INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, const REAL *const *rows, long row_count,
                         long pitch, long j0, long j1, long width, const REAL *w, Vector sums[FILTERS][VECTORS]) {
     UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] = (Vector){0};
@@ -120,7 +121,8 @@ INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, co
                     UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] = (Vector){0};
                 for (long c = c0; c < smaller(s->C, c0 + RUN); ++c)
                     for (long k = j; k < smaller(j1, j + width); ++k) {
-                        const REAL *const in = rows[i] + c * pitch + k * s->N, *const tap = w + (c * s->kw + k) * FILTERS;
+                        const REAL *const in = rows[i] + c * pitch + k * s->N;
+                        const REAL *const tap = w + (c * s->kw + k) * FILTERS;
                         Vector x[VECTORS];
                         UNROLL for (int v = 0; v < vectors; ++v) x[v] = *(const Vector *)(in + v * LANES);
                         UNROLL for (int f = 0; f < filters; ++f)
@@ -131,12 +133,13 @@ INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, co
             }
 }
 
-// Output rows first <= p < last of y, from packed filters; bias may be NULL. by_tap: every tap is added up by itself, as
-// conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1 where there is no memory.
+// Output rows first <= p < last of y, from packed filters; bias may be NULL. by_tap: every tap is added up by itself,
+// as conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1 where there is no memory.
 int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu, int by_tap,
                     REAL *y, long first, long last) {
     const long width = by_tap ? 1 : s->kw, length = s->Q * s->N, w_row = s->C * s->kw * FILTERS;
-    const long blocks = larger(1, (length + VECTORS * LANES - 1) / (VECTORS * LANES));  // as few, and as equal, as can be
+    // Blocks of a row, as few and as equal as they can be.
+    const long most = VECTORS * LANES, blocks = larger(1, (length + most - 1) / most);
     const long vectors = larger(1, (length + blocks * LANES - 1) / (blocks * LANES)), step = vectors * LANES;
     Rows rows;
     if (NAME(open_rows)(s, x, step > length, &rows)) return -1;

@@ -11,11 +11,11 @@
 //
 // What is not 0 is listed, image by image. For 3x3 taps x LANES channels the sums of a list stay in registers: a step
 // loads 9 vectors for 9 multiply-adds. The lists of forward: RUN channels of one place (r, q) of x, whose sums are then
-// added to the 3x3 places of y that they meet, places in order; so the taps are packed last one first. The lists of the
-// weight gradient: all places of ROWS rows of one o of g. So every number is the sum of the same terms in the same order
-// wherever it lies: equal windows have equal sums to the last bit. Those of forward are also the bits of conv2d.c when
-// it adds up by tap, but for the sign and payload of a NaN: where filters are finite, terms of 0 change no sum. So which
-// of the two runs is a matter of time alone.
+// added to the 3x3 places of y that they meet, places in order; so the taps are packed last one first. The lists of
+// the weight gradient: all places of ROWS rows of one o of g. So every number is the sum of the same terms in the same
+// order wherever it lies: equal windows have equal sums to the last bit. Those of forward are also the bits of conv2d.c
+// when it adds up by tap, but for the sign and payload of a NaN: where filters are finite, terms of 0 change no sum. So
+// which of the two runs is a matter of time alone.
 //
 // Memory is read and written in lines of many images, BLOCK to MOST; between, an image lies by itself, channels
 // innermost, as many images at a time as fit the second cache.

@@ -141,7 +141,6 @@ def _slots(kind: type) -> list[str]:
 # Most attributes, and told from the others in no time.
 PLAIN: tuple[type, ...] = (types.FunctionType, str, int, float, type(None))
 COLLECTIONS = (list, tuple, collections.deque, collections.UserList, Mapping, Set)
-HOLDERS = (Tensor, Layer, *COLLECTIONS)  # what may be a parameter or hold one
 
 
 def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple[str, Tensor]]:
@@ -158,8 +157,6 @@ def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple
             if kind in Layer.__mro__:
                 continue
             for key, shared in vars(kind).items():
-                if isinstance(shared, PLAIN) or not isinstance(shared, HOLDERS):
-                    continue
                 if key not in attributes and any(_named_tensors(shared, key, [])):
                     raise ValueError(f"{kind.__name__}.{key} is shared by all layers of the class: make it in __init__")
         for key, attribute in attributes.items():

@@ -284,10 +284,10 @@ def attack(
     values from the setting's minimum to its maximum; labels (N,) integers. algorithm: a key of ALGORITHMS or STRONGER,
     or an Algorithm. on_move(move, limit, active) is called after each round of moves. maps(images, labels): what
     takes the place of the gradient, of the images' shape, such as the map of another network; its passes are not
-    counted. Returns an AttackResult. Raises ValueError for an unknown algorithm, for maps where an algorithm takes no
-    gradient, and for labels that do not fit; AttackError for images out of that range, for a range that the network's
-    dtype does not have, and where logits or scores are not numbers, as for a T that is too small; TypeError for images
-    that are no real numbers.
+    counted. Returns an AttackResult. Raises ValueError for an unknown algorithm, for maps of another shape or where an
+    algorithm takes no gradient, and for labels that do not fit; AttackError for images out of that range, for a range
+    that the network's dtype does not have, and where logits, scores or maps are not numbers, as for a T that is too
+    small; TypeError for images that are no real numbers.
     """
     setting = setting or Setting()
     if not isinstance(algorithm, Algorithm):
