@@ -62,18 +62,17 @@ STYLES = {  # told apart in grey too
 
 class Plan(NamedTuple):
     """What is measured on a device. maps: name of a measurement -> number of maps; attacked, attack_repeats: images for
-    Algorithm 1, 2, ... and how often; chunk: images in memory at a time."""
+    Algorithm 1, 2, ... and how often."""
 
     maps: dict
     warm_up: int
     attacked: tuple
     attack_repeats: tuple
-    chunk: int
 
 
 PLANS = {
-    "cpu": Plan({"saliency": BATCH}, 2, (256, 32, 256, 16), (3, 1, 3, 1), 256),
-    "cuda": Plan({"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), (1, 1), 4096),
+    "cpu": Plan({"saliency": BATCH}, 2, (256, 32, 256, 16), (3, 1, 3, 1)),
+    "cuda": Plan({"saliency_128": BATCH, "saliency_10000": 10000}, 5, (10000, 1000), (1, 1)),
 }
 
 
@@ -168,7 +167,7 @@ def sides(parts, batch, maps):
     """Side -> name of a measurement -> a function of no arguments, on images of the data set, which begins anew where
     it has too few."""
     some = np.arange(max(8 * batch, *maps.values())) % len(parts.dataset.train_labels)
-    recipe, chunk = dataclasses.replace(RECIPE, batch=batch), max(batch, PLANS[parts.device].chunk)
+    recipe, chunk = dataclasses.replace(RECIPE, batch=batch), max(batch, backend.get(parts.device).functions.CHUNK)
     given = parts.dataset.train_images[some], parts.dataset.train_labels[some], recipe, maps, chunk
     found = {"minicnn": our_functions(parts.network, *given)}
     if parts.device == "cuda":
@@ -266,7 +265,7 @@ def compare_attacks(parts, network, cases, most_moves):
     right = correct(network, images, labels)
     images, labels = images[right], labels[right]
     known = common.network_key(network) | {"images": common.digest(images), "task": "attack"}
-    chunk, reference = PLANS[network.device].chunk, parts.reference
+    chunk, reference = network.backend.functions.CHUNK, parts.reference
 
     def contestants(x, y, algorithm, limit):
         ours = functools.partial(attacks.attack, network, x, y, algorithm, attacks.Setting(limit=limit, chunk=chunk))

@@ -461,7 +461,7 @@ def setting(options, arithmetic="scaled"):
         maximum=options.maximum,
         skip_unchanged=options.skip_unchanged,
         prefer=options.prefer,
-        chunk=256 if options.device == "cpu" else 4096,
+        chunk=backend.get(options.device).functions.CHUNK,
     )
 
 

@@ -88,25 +88,39 @@ __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) gw[weight] = sum;
 }
 
-// A thread a pixel: the last step to N saliency maps. The work is reading g once; it stays in the first-level cache for
-// the taps that share it.
-template <typename T>
+// The last step to N saliency maps. A thread takes a strip of STRIP pixels of a column, its neighbour that beside it, so
+// that what it reads of g serves up to STRIP sums and a warp reads whole lines. SIZE: of the filters, 0 for any.
+constexpr int STRIP = 4;
+
+template <typename T, int SIZE>
 __global__ void __launch_bounds__(256, 1)
     input_grad_one_channel(const T *__restrict__ g, const T *__restrict__ w, T *__restrict__ gx, Convolution s) {
-    const long long pixel = blockIdx.x * 256LL + threadIdx.x, size = (long long)s.H * s.W;
-    if (pixel >= s.N * size) return;
-    g += pixel / size * s.O * s.P * s.Q;
-    const int row = pixel % size / s.W + s.top, column = pixel % s.W + s.left;
-    T sum = 0;
+    const int height = SIZE ? SIZE : s.kernel_height, width = SIZE ? SIZE : s.kernel_width;
+    const long long strip = blockIdx.x * 256LL + threadIdx.x, strips = (s.H + STRIP - 1) / STRIP * (long long)s.W;
+    if (strip >= s.N * strips) return;
+    const int first_row = strip % strips / s.W * STRIP, column = strip % s.W;
+    g += strip / strips * s.O * s.P * s.Q;
+    gx += (strip / strips * s.H + first_row) * s.W + column;
+    T sums[STRIP] = {};
     for (int o = 0; o < s.O; ++o)
-        for (int i = 0; i < s.kernel_height; ++i) {
-            if (row - i < 0 || row - i >= s.P) continue;
-            const T *const from = g + ((long long)o * s.P + row - i) * s.Q + column;
-            const T *const taps = w + (o * s.kernel_height + i) * s.kernel_width;
-            for (int j = 0; j < s.kernel_width; ++j)
-                if (column - j >= 0 && column - j < s.Q) sum += taps[j] * from[-j];
+#pragma unroll
+        for (int k = 0; k < STRIP - 1 + height; ++k) {
+            const int row = first_row + s.top + STRIP - 1 - k;
+            if (row < 0 || row >= s.P) continue;
+            const T *const from = g + ((long long)o * s.P + row) * s.Q + column + s.left;
+#pragma unroll
+            for (int j = 0; j < width; ++j) {
+                if (column + s.left < j || column + s.left - j >= s.Q) continue;
+#pragma unroll
+                for (int m = 0; m < STRIP; ++m) {
+                    const int i = k + m - (STRIP - 1);
+                    if (i >= 0 && i < height) sums[m] += w[(o * height + i) * width + j] * from[-j];
+                }
+            }
         }
-    gx[pixel] = sum;
+#pragma unroll
+    for (int m = 0; m < STRIP; ++m)
+        if (first_row + m < s.H) gx[(long long)m * s.W] = sums[m];
 }
 
 // correlate3x3. A block computes 32 filters on a tile of 2x2 patches, of one image or of several small ones; a thread
@@ -196,11 +210,13 @@ __device__ __forceinline__ void copy_chunk(const Tile<T> &tile, const TiledCorre
         for (int c = 0; c < channels; ++c, source += (long long)s.H * s.W)
             copy_async(to_pixels + c * tile.plane + i, source, offset >= 0);
     }
-    for (int i = thread; i < channels * BLOCK_FILTERS * TAPS; i += threads) {
-        const int tap = i % TAPS, f = i / TAPS % BLOCK_FILTERS, c = i / (TAPS * BLOCK_FILTERS);
+    const long long channel = s.flipped ? (long long)s.O * TAPS : TAPS;
+    for (int i = thread; i < BLOCK_FILTERS * TAPS; i += threads) {
+        const int tap = i % TAPS, f = i / TAPS;
         const bool inside = tile.first_filter + f < s.O;
-        const T *source = w + s.place_in_w(inside ? tile.first_filter + f : 0, first_channel + c, tap, TAPS);
-        copy_async(to_filters + (c * TAPS + tap) * FILTER_PITCH + f, source, inside);
+        const T *source = w + s.place_in_w(inside ? tile.first_filter + f : 0, first_channel, tap, TAPS);
+        for (int c = 0; c < channels; ++c, source += channel)
+            copy_async(to_filters + (c * TAPS + tap) * FILTER_PITCH + f, source, inside);
     }
 }
 
@@ -250,14 +266,17 @@ __device__ __forceinline__ void add_up_groups(T (&sums)[THREAD_FILTERS][2][2], T
 template <typename T>
 __device__ __forceinline__ void store_patch(T (&sums)[THREAD_FILTERS][2][2], T *y, const T *bias, const Tile<T> &tile,
                                             const Part &part, const TiledCorrelation &s) {
+    const int first_filter = tile.first_filter + part.filter, first_row = tile.first_row + 2 * part.patch_row;
     const int column = tile.first_column + 2 * part.patch_column;
+    y += (((long long)(tile.first_image + part.image) * s.O + first_filter) * s.P + first_row) * s.Q + column;
+    if (column >= s.Q) return;
 #pragma unroll
     for (int k = 0; k < THREAD_FILTERS * 2; ++k) {
-        const int o = tile.first_filter + part.filter + k / 2, row = tile.first_row + 2 * part.patch_row + k % 2;
-        if (o >= s.O || row >= s.P || column >= s.Q) continue;
-        const Pair<T> out = {finished(sums[k / 2][k % 2][0], bias, o, s.epilogue),
-                             finished(sums[k / 2][k % 2][1], bias, o, s.epilogue)};
-        T *const to = y + (((long long)(tile.first_image + part.image) * s.O + o) * s.P + row) * s.Q + column;
+        const int f = k / 2, i = k % 2;
+        if (first_filter + f >= s.O || first_row + i >= s.P) continue;
+        const Pair<T> out = {finished(sums[f][i][0], bias, first_filter + f, s.epilogue),
+                             finished(sums[f][i][1], bias, first_filter + f, s.epilogue)};
+        T *const to = y + (long long)f * s.P * s.Q + i * s.Q;
         if (s.Q % 2 == 0) {
             *reinterpret_cast<Pair<T> *>(to) = out;
         } else {
@@ -338,25 +357,26 @@ __device__ __forceinline__ void copy_band(const Slice<T> &slice, const TiledWeig
     const int image = unit / slice.bands, band = unit % slice.bands;
     const int first_row = band / slice.bands_across * s.band_rows;
     const int first_column = band % slice.bands_across * s.band_columns;
-    const T *const g_image = g + ((long long)image * s.O + slice.first_filter) * s.P * s.Q;
-    const T *const x_image = x + ((long long)image * s.C + slice.first_channel) * s.H * s.W;
     const int lane = threadIdx.x % COPY_LANES, line = threadIdx.x / COPY_LANES, lines = GRAD_THREADS / COPY_LANES;
+    const long long g_size = (long long)s.P * s.Q, x_size = (long long)s.H * s.W;
+    const T *const g_image = g + ((long long)image * s.O + slice.first_filter + line) * g_size;
+    const T *const x_image = x + ((long long)image * s.C + slice.first_channel + line) * x_size;
     for (int i = lane; i < s.band_rows * s.band_columns; i += COPY_LANES) {
         const int row = first_row + i / s.band_columns, column = first_column + i % s.band_columns;
         const bool inside = row < s.P && column < s.Q;
-        for (int o = line; o < BLOCK_FILTERS; o += lines) {
+        const T *source = g_image + row * s.Q + column;
+        for (int o = line; o < BLOCK_FILTERS; o += lines, source += lines * g_size) {
             const bool valid = inside && slice.first_filter + o < s.O;
-            copy_async(slice.grads + (buffer * BLOCK_FILTERS + o) * s.g_plane + i,
-                       valid ? g_image + ((long long)o * s.P + row) * s.Q + column : g, valid);
+            copy_async(slice.grads + (buffer * BLOCK_FILTERS + o) * s.g_plane + i, valid ? source : g, valid);
         }
     }
     for (int i = lane; i < (s.band_rows + 2) * slice.pitch; i += COPY_LANES) {
         const int row = first_row + i / slice.pitch - s.top, column = first_column + i % slice.pitch - s.left;
         const bool inside = row >= 0 && row < s.H && column >= 0 && column < s.W;
-        for (int c = line; c < s.block_channels; c += lines) {
+        const T *source = x_image + row * s.W + column;
+        for (int c = line; c < s.block_channels; c += lines, source += lines * x_size) {
             const bool valid = inside && slice.first_channel + c < s.C;
-            copy_async(slice.pixels + (buffer * s.block_channels + c) * s.x_plane + i,
-                       valid ? x_image + ((long long)c * s.H + row) * s.W + column : x, valid);
+            copy_async(slice.pixels + (buffer * s.block_channels + c) * s.x_plane + i, valid ? source : x, valid);
         }
     }
 }

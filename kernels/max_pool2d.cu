@@ -45,13 +45,13 @@ __global__ void __launch_bounds__(256)
         const int p = window / across, q = window % across;
         const bool kept = p < P && q < Q;
         const long long at = plane * P * Q + (kept ? p * Q + q : 0);
-        const T grad = kept ? g[at] : T(0), best = kept ? y[at] : T(0);
-        const int won = kept ? winner[at] : 0;
+        const T grad = kept ? g[at] : T(0), best = kept && all_ties ? y[at] : T(0);
+        const int won = kept && !all_ties ? winner[at] : 0;
         for (int i = 0; i < size && p * size + i < H; ++i)
             for (int j = 0; j < size && q * size + j < W; ++j) {
                 const int to = (p * size + i) * W + q * size + j;
-                const bool tied = x[to] == best || (x[to] != x[to] && best != best);
-                gx[to] = (all_ties ? tied : i * size + j == won) ? grad : T(0);
+                const bool tied = all_ties && (x[to] == best || (x[to] != x[to] && best != best));
+                gx[to] = tied || (!all_ties && i * size + j == won) ? grad : T(0);
             }
     }
 }

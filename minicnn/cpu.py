@@ -33,7 +33,7 @@ Array = np.ndarray
 Size = tuple[int, ...]  # rows, columns
 Step = Any  # a number, or an array of one
 
-CHANGED_IMAGES = 256  # of one_pixel.py at a time: fewer cost more calls, more leave the cache
+CHUNK = 256  # images at a time: fewer cost more calls, more leave the cache
 
 
 def flushes_denormals() -> bool:

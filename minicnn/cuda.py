@@ -13,6 +13,7 @@ the order of every sum, follows from the shapes alone, never from the device: th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -43,7 +44,10 @@ KERNELS: dict[str, dict[str, tuple[Parameters, tuple[str, ...]]]] = {
     "conv2d.cu": {
         "correlate": ((*"TTTT", "Correlation"), _REAL),
         "weight_grad": ((*"TTT", "Convolution"), _REAL),
-        "input_grad_one_channel": ((*"TTT", "Convolution"), _REAL),
+        "input_grad_one_channel": (
+            (*"TTT", "Convolution"),
+            tuple(f"{real}, {size}" for real in _REAL for size in (0, 3)),
+        ),
         "correlate3x3": ((*"TTTT", "TiledCorrelation"), _REAL),
         "weight_grad3x3": ((*"TTT", "TiledWeightGrad"), _REAL),
     },
@@ -82,6 +86,7 @@ _SHARED_BYTES = 48 * 1024  # what every GPU since sm_50 gives a block
 _PLAIN, _BIAS, _RELU = 0, 1, 2  # the kernels' Epilogue, to be added up
 _WEIGHT_GRAD_BLOCKS = 256  # about two for each multiprocessor of a large GPU
 _PRODUCT_BLOCKS = 128
+_STRIP = 4  # pixels of a thread of input_grad_one_channel
 _BIAS_GRAD_TERMS = 16384  # of a block
 
 
@@ -215,6 +220,13 @@ class _Replay:
         return self._result
 
 
+@functools.lru_cache(maxsize=4096)
+def _by_value(struct, values):
+    """The struct as CuPy takes it: a NumPy array of size one, on the host. As bytes, for CuPy would have every field
+    described at every launch, which takes as long as the launch."""
+    return np.array(values, STRUCTS[struct]).view(f"V{STRUCTS[struct].itemsize}")
+
+
 def _ceil_div(a, b):
     return -(-a // b)
 
@@ -231,15 +243,21 @@ def _sizes(x_shape, y_shape, kernel, offset):
     return sizes | {"kernel_height": kernel[0], "kernel_width": kernel[1]}
 
 
+@functools.cache
 def _correlate_tiles(channels, rows, columns, itemsize):
     """How correlate3x3 divides its work: the fields of struct TiledCorrelation (images a block, rows and columns of 2x2
-    patches a tile, groups of threads that share the channels, channels a chunk), and bytes of shared memory."""
-    patch_rows, patch_columns = _ceil_div(rows, 2), _ceil_div(columns, 2)
+    patches a tile, groups of threads that share the channels, channels a chunk), and bytes of shared memory.
+
+    A tile of 40 to 96 patches that leaves the fewest of its rows empty; of small images so many that a group has up to
+    200 threads; so many groups that a block has up to 300. Measured on an H100 (experiments/results/gpu.md)."""
+    all_rows, patch_columns = _ceil_div(rows, 2), _ceil_div(columns, 2)
     patch_columns = _ceil_div(patch_columns, _ceil_div(patch_columns, 16))
-    patch_rows = _ceil_div(patch_rows, _ceil_div(patch_rows, 96 // patch_columns))
-    images = max(1, 16 // (patch_rows * patch_columns))
-    group = 4 * images * patch_rows * patch_columns
-    split = min(4, 384 // group, channels)
+    possible = range(min(all_rows, _ceil_div(40, patch_columns)), min(all_rows, 96 // patch_columns) + 1)
+    patch_rows = min(possible, key=lambda r: _ceil_div(all_rows, r) * r)
+    image = 4 * patch_rows * patch_columns
+    images = 1 << max(0, (200 // image).bit_length() - 1)
+    group = images * image
+    split = max(1, min(4, 300 // group, channels))
     plane = images * (2 * patch_rows + 2) * (2 * patch_columns + 2)
     channel_bytes = 2 * itemsize * (plane + 9 * 36)
     chunk = min(8, channels, (_SHARED_BYTES - 4 * plane) // channel_bytes) // split * split
@@ -248,6 +266,7 @@ def _correlate_tiles(channels, rows, columns, itemsize):
     return tiles | {"split": split, "chunk": chunk}, max(chunk * channel_bytes + 4 * plane, exchange)
 
 
+@functools.cache
 def _weight_grad_tiles(channels, rows, columns, itemsize):
     """How weight_grad3x3 divides its work: the fields of struct TiledWeightGrad (channels a block, rows and columns of
     a band, distances of two planes of g and of x in shared memory), and bytes of shared memory."""
@@ -280,7 +299,7 @@ class Cuda:
     or whose types do not belong together.
     """
 
-    CHANGED_IMAGES = 4096  # of one_pixel.py at a time: fewer would leave most of a large GPU idle
+    CHUNK = 4096  # images at a time: fewer would leave most of a large GPU idle
 
     def __init__(self, xp: Any, loader: Loader) -> None:
         self.xp, self._loader, self._folder = xp, loader, kernel_folder()
@@ -322,11 +341,10 @@ class Cuda:
             self._function(kernel, types)(grid, block, tuple(passed), shared_mem=shared_mem)
 
     def _structure(self, values, struct, what):
-        """The struct as CuPy takes it by value: a NumPy array of size one, on the host."""
         fields = STRUCTS[struct].names or ()
         if set(values) != set(fields):
             raise TypeError(f"{what}: {struct} has the fields {', '.join(fields)}, got {', '.join(values)}")
-        return np.array(tuple(operator.index(values[field]) for field in fields), STRUCTS[struct])
+        return _by_value(struct, tuple(operator.index(values[field]) for field in fields))
 
     def _check_array(self, array, dtype, what):
         if not isinstance(array, self.xp.ndarray):
@@ -394,8 +412,9 @@ class Cuda:
             flipped_offset = [k - 1 - before for k, before in zip(kernel, offset, strict=True)]
             return self._correlate(g, w, w, shape, flipped_offset, True, _PLAIN)
         gx = self.xp.empty(shape, g.dtype)
-        fields = _sizes(shape, g.shape, kernel, offset)
-        self._per_element("input_grad_one_channel", gx, g, w, gx, fields)
+        fields, strips = _sizes(shape, g.shape, kernel, offset), len(g) * _ceil_div(size[0], _STRIP) * size[1]
+        types = f"{self._type(gx)}, {3 if kernel == (3, 3) else 0}"
+        self._launch("input_grad_one_channel", types, (_ceil_div(strips, 256),), (256,), g, w, gx, fields)
         return gx
 
     def conv2d_weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:

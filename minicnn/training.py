@@ -122,7 +122,7 @@ def correct(network: Layer, images: Any, labels: Any, chunk: int = 256) -> np.nd
 
 def evaluate(network: Layer, images: Any, labels: Any, T: float = 1.0) -> tuple[float, float]:
     """(accuracy in [0, 1], mean cross-entropy at temperature T in nats) on images as for predict, labels (N,)."""
-    logits = predict(network, images)
+    logits = predict(network, images, chunk=network.backend.functions.CHUNK)
     T = check_temperature(T, logits.dtype)
     labels = check_labels(labels, *logits.shape)
     losses = backend.get("cpu").functions.cross_entropy(logits, labels, T)

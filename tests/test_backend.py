@@ -30,7 +30,7 @@ def test_backends_hold_the_same_names_and_signatures():
     for name, function in on_cpu.items():
         parameters = list(inspect.signature(on_cuda[name]).parameters)
         assert parameters[0] == "self" and parameters[1:] == list(inspect.signature(function).parameters), name
-    assert cpu.CHANGED_IMAGES > 0 and Cuda.CHANGED_IMAGES > 0
+    assert cpu.CHUNK > 0 and Cuda.CHUNK > 0
 
 
 def test_backend_of_an_unknown_device_and_of_no_array():

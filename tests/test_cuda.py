@@ -168,7 +168,7 @@ def test_struct_has_the_fields_of_the_source(functions, tmp_path, struct):
 
 def test_struct_is_built_by_the_names_of_its_fields(functions):
     fields = cuda._sizes((1, 2, 3, 4), (1, 5, 6, 7), (8, 9), (10, 11))
-    value = functions._structure(dict(reversed(fields.items())), "Convolution", "")
+    value = functions._structure(dict(reversed(fields.items())), "Convolution", "").view(cuda.STRUCTS["Convolution"])
     assert {name: value[name].item() for name in value.dtype.names} == fields
     assert sorted(fields.values()) == [1, *range(2, 12)]
 

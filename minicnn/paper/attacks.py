@@ -78,7 +78,7 @@ class Setting:
     attacked loss; a margin depends on neither. limit: moves a sample (100 in the paper, effectively 99 in the author's
     code); maximum, minimum: values of a moved pixel; skip_unchanged: leave out moves that change nothing; prefer:
     "raise" or "lower", of two moves of a pixel that score the same; chunk: images scored at a time; for loss
-    differences functions.CHANGED_IMAGES changed ones besides, in each thread. Raises ValueError for other values.
+    differences functions.CHUNK changed ones besides, in each thread. Raises ValueError for other values.
     """
 
     arithmetic: str = "scaled"
@@ -306,7 +306,7 @@ def attack(
     active = np.flatnonzero(result.attacked)
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
-        ranking = _ranking(best, 1 if algorithm.refresh else setting.limit)
+        ranking = _ranking(best, 1 if algorithm.refresh else setting.limit, network.backend)
         moving = changing_images(network, adversarial[active], setting.chunk)
     rows = np.arange(len(active))  # of scores, ranking and moving images, for those still active
     used = np.zeros((len(active), pixels.shape[1]), bool)
@@ -336,7 +336,7 @@ def attack(
             if len(moved):
                 scores, kind[moved], _ = scorer(adversarial[active[changed]], labels[active[changed]])
                 best[moved] = np.where(used[moved], -np.inf, scores)
-            ranking[rows] = _ranking(best[rows], 1)
+            ranking[rows] = _ranking(best[rows], 1, network.backend)
         if on_move:
             on_move(move + 1, setting.limit, len(active))
     result.forwards += scorer.forwards
@@ -392,8 +392,10 @@ def pixels_to_success(images: np.ndarray, *results: AttackResult) -> np.ndarray:
     return fewest
 
 
-def _ranking(best, count):
+def _ranking(best, count, device):
     """The `count` best pixels of each image in order, equal scores in raster order. (n, P) -> (n, count)."""
     if count == 1:
         return best.argmax(axis=1)[:, None]
-    return np.argsort(-best, axis=1, kind="stable")[:, :count]
+    # The minus is the host's: CuPy's would turn the smallest scores to 0.
+    order = device.xp.argsort(device.asarray(-best), axis=1, kind="stable")
+    return backend.to_host(order[:, :count])

@@ -66,10 +66,10 @@ class ChangingImages:
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Logits (M, K), NumPy, of images[chosen], each with one of its pixels set to its entry of values.
 
-        chosen, pixels (M,) integers, values (M,): host arrays. functions.CHANGED_IMAGES are computed at a time.
+        chosen, pixels (M,) integers, values (M,): host arrays. functions.CHUNK are computed at a time.
         """
         logits = []
-        for part in chunks(len(chosen), self.device.functions.CHANGED_IMAGES):
+        for part in chunks(len(chosen), self.device.functions.CHUNK):
             which, pixel, value = (self.device.asarray(a[part]) for a in (chosen, pixels, values))
             changed = self.images[which]
             rows_of_pixels(changed)[self.device.asarray(np.arange(len(changed))), pixel] = value
@@ -127,7 +127,7 @@ class ChangedInPart(ChangingImages):
 
     def logits_with(self, chosen: np.ndarray, pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         """As ChangingImages.logits_with, up to the rounding of another order of summation."""
-        parts = chunks(len(chosen), cpu.CHANGED_IMAGES)
+        parts = chunks(len(chosen), cpu.CHUNK)
         found = cpu.in_parallel(lambda part: self._passes(chosen[part], pixels[part], values[part], False)[-1], parts)
         return np.concatenate(found)
 

@@ -84,10 +84,11 @@ def saliency_maps(
 
     def maps_of(part):
         found = _maps(network, device.asarray(images[part], dtype=dtype), labels[part], T, arithmetic)
-        return [np.ascontiguousarray(backend.to_host(a)) for a in found]
+        return [device.xp.ascontiguousarray(a) for a in found]
 
     parts = over_images(network, maps_of, len(images), chunk)
-    return SaliencyMaps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    whole = (device.xp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return SaliencyMaps(*map(backend.to_host, whole))  # only now: a GPU is to be kept busy
 
 
 def logit_gradients(

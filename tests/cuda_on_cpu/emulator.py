@@ -204,7 +204,7 @@ def _extent(what, extent, limits):
 def _mismatch(argument, parameter):
     """What is wrong with an argument, or None."""
     if parameter.dtype.kind == "V":
-        if not isinstance(argument, np.ndarray) or argument.size != 1 or argument.dtype.names is None:
+        if not isinstance(argument, np.ndarray) or argument.size != 1 or argument.dtype.kind != "V":
             return f"{type(argument).__name__} {argument!r}: pass a NumPy array of one structured element"
         return None if argument.itemsize == parameter.dtype.itemsize else f"one of {argument.itemsize}"
     if not parameter.is_pointer:

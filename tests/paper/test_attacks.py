@@ -305,6 +305,21 @@ def test_attack_makes_the_same_moves_on_every_backend(device, algorithm):
         assert np.array_equal(getattr(there, field.name), getattr(here, field.name)), field.name
 
 
+def test_attack_follows_the_smallest_scores_on_every_backend(device):
+    """Scores of a few times 1e-45, and zeros of either sign, which are equal."""
+    network = small().to(device.name)
+    images, labels = (a[:-1] for a in samples(network))
+    scores = np.random.default_rng(0).integers(-3, 4, images.shape) * np.finfo(np.float32).smallest_subnormal
+    scores = np.where(images > np.median(images), -scores, scores).astype(np.float32)  # -0 among them
+    result = attack(network, images, labels, "1", Setting(limit=5), maps=lambda x, y: scores)
+    for image, moved, row, count in zip(images, result.adversarial, scores, result.moves, strict=True):
+        order = sorted(range(row.size), key=lambda i: (-row.flat[i], i))
+        expected = image.astype(moved.dtype)
+        expected.flat[order[:count]] = 1
+        assert np.array_equal(moved, expected)
+    assert (np.signbit(scores) & (scores == 0)).any() and result.moves.max() == 5
+
+
 def switchboard(up, down, threshold=1e6):
     """Two classes: a pixel at 1/2 adds nothing, at 1 its entry of `up` / 2, at 0 its entry of `down` / 2 to the logit
     of class 1; the decision turns from 0 to 1 above `threshold`. A map at 1/2 is exactly 0: both ReLUs are at rest."""

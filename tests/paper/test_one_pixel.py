@@ -90,7 +90,7 @@ def test_one_pixel_everywhere_where_pools_drop_a_remainder(channels):
     ids=["colour", "small", "dense"],
 )
 def test_one_pixel_and_full_passes_hold_few_changes_at_a_time_and_lose_none(monkeypatch, network, shape, order):
-    monkeypatch.setattr(cpu, "CHANGED_IMAGES", 5)
+    monkeypatch.setattr(cpu, "CHUNK", 5)
     images = np.array(noise(4, *shape), order=order)
     for changes in ChangedInPart, ChangingImages:
         if changes is ChangingImages or ChangedInPart.fits(network):
