@@ -23,6 +23,8 @@ SOURCES = ("conv2d.c", "conv3x3_sparse.c", "relu.c", "max_pool2d.c", "moved.c", 
 BLOCK = 16  # images that conv3x3_sparse.c takes at once, or more
 MANY_CHANNELS = 16  # a 3x3 filter of as many is added up tap by tap, so that conv3x3_sparse.c may do it
 DENSE = 0.55  # the share of numbers that are not 0 above which it takes longer to leave out the others
+FEW = 4  # images; of fewer the lists of what is not 0 take longer than what they leave out
+PACKED = 4  # times as many units as images, or more: packing the weights would take longer than their product
 CACHE_LINE = 64  # bytes
 
 # The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the
@@ -107,7 +109,7 @@ class CKernels:
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
             return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if finite and by_tap and _is_sparse(x):
+        if finite and by_tap and x.shape[3] >= FEW and _is_sparse(x):
             return self._sparse_correlate(sizes, x, w, y, bias, relu)
         packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
@@ -157,6 +159,8 @@ class CKernels:
         return vectors if vectors * lanes <= 2 * channels else 0, lanes
 
     def product(self, x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
+        if PACKED * x.shape[1] <= w.shape[1] and w.flags.c_contiguous:
+            return self._product_of_few(x, w, bias, relu)
         y = np.empty((w.shape[1], x.shape[1]), x.dtype)
 
         def units(first, last):
@@ -165,6 +169,22 @@ class CKernels:
 
         over_rows(units, y, y.size * len(x) // MULTIPLY_ADDS)
         return y
+
+    def _product_of_few(self, x: Array, w: Array, bias: Array | None, relu: bool) -> Array:
+        """The same bits with the parts exchanged: w is the image, read where it lies, and the fewer x the filters,
+        which are packed."""
+        y = np.empty((x.shape[1], w.shape[1]), x.dtype)
+
+        def images(first, last):
+            self.correlate(w[None, :, None], x[:, first:last].T[:, :, None, None], (0, 0), y[None, first:last, None])
+
+        over_rows(images, y, y.size * len(x) // MULTIPLY_ADDS)
+        if bias is not None:
+            with np.errstate(all="ignore"):  # as C does
+                y += bias
+        if relu:
+            y[y <= 0] = 0
+        return y.T
 
     def weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
         channels, (height, filters, _, images) = x.shape[1], g.shape

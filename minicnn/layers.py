@@ -157,7 +157,7 @@ def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple
             if kind in Layer.__mro__:
                 continue
             for key, shared in vars(kind).items():
-                if key not in attributes and any(_named_tensors(shared, key, [])):
+                if not isinstance(shared, PLAIN) and key not in attributes and any(_named_tensors(shared, key, [])):
                     raise ValueError(f"{kind.__name__}.{key} is shared by all layers of the class: make it in __init__")
         for key, attribute in attributes.items():
             yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])
@@ -285,15 +285,17 @@ class Sequential(Layer):
         return x
 
 
-def over_images(network: Layer, job: Callable[[slice], Any], count: int, chunk: int) -> list[Any]:
-    """[job(slice of images)] over `count` images, `chunk` of them at a time; one job where there are none.
+def over_images(
+    network: Layer, device: backends.Backend, job: Callable[[slice], Any], count: int, chunk: int
+) -> list[Any]:
+    """[job(slice of images)] over `count` images, `chunk` of them at a time, on the network's device; one job where
+    there are none.
 
     The threads of the CPU share them where all layers are those of this module, which keep nothing between calls: a
     layer of one's own may, and is never called twice at the same time.
     """
     if _keeps_nothing(network):
-        functions = network.backend.functions
-        return functions.in_parallel(job, functions.shares(count, chunk))
+        return device.functions.in_parallel(job, device.functions.shares(count, chunk))
     return [job(part) for part in chunks(count, chunk)]
 
 

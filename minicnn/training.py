@@ -104,7 +104,7 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
         return logits
 
     if dropout is None:
-        parts = over_images(network, logits_of, len(images), chunk)
+        parts = over_images(network, device, logits_of, len(images), chunk)
     else:
         in_turn = enumerate(chunks(len(images), chunk))
         parts = [logits_of(part, DropoutMasks(dropout, step)) for step, part in in_turn]

@@ -238,6 +238,7 @@ def test_conv2d_has_the_same_bits_whether_zeros_are_left_out(compiler, dtype, mo
     monkeypatch.setattr(
         kernels, "_call", lambda *given: (launched.append(given[0]), type(kernels)._call(kernels, *given))
     )
+    monkeypatch.setattr(kernels_c, "FEW", 1)
     rng, numbers = np.random.default_rng(0), np.finfo(dtype)
     for case in range(40):
         images, channels, filters, rows, columns = rng.integers([1, 16, 8, 1, 1], [150, 80, 70, 10, 10]).tolist()
@@ -300,6 +301,21 @@ def test_conv2d_of_an_image_does_not_depend_on_its_neighbours(road, channels):
         whole = function(slice(None))
         for part in (slice(0, 1), slice(33, 36), slice(5, 70), slice(69, 70)):
             assert (function(part) == whole[part]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dense_of_few_images_has_the_bits_of_many(road, dtype):
+    rng, numbers = np.random.default_rng(3), np.finfo(dtype)
+    x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((90, 70), (70, 45), (45,)))
+    x[2, :3] = np.nan, np.inf, -np.inf
+    x[3], x[4, :3], x[5, 1] = -0.0, numbers.smallest_subnormal, numbers.max
+    w[1, 3], w[:, 4], b[4] = np.inf, 0, -0.0
+    for relu in (False, True):
+        whole = cpu.dense(x, w, b, relu)
+        for count in (1, 2, 6, 11, 12, 40):  # one quarter of the units is 11
+            part = cpu.dense(x[:count], w, b, relu)
+            np.testing.assert_array_equal(part, whole[:count])
+            assert np.array_equal(*(np.signbit(y[~np.isnan(y)]) for y in (part, whole[:count])))
 
 
 @pytest.mark.parametrize("images", [40, 135])

@@ -97,6 +97,7 @@ def launch_c_kernels(defect=None):
         os.environ |= {"MINICNN_CACHE": temporary, "MINICNN_CONV": "compiled"}
         cpu._kernels.cache_clear()
         cpu.set_threads(2)
+        kernels_c.FEW = 1
         launched, call = set(), kernels_c.CKernels._call
         kernels_c.CKernels._call = lambda *given: (launched.add(given[1]), call(*given))
         for dtype in (np.float32, np.float64) * (10 if defect and defect.sanitizer == "thread" else 1):

@@ -86,7 +86,7 @@ def saliency_maps(
         found = _maps(network, device.asarray(images[part], dtype=dtype), labels[part], T, arithmetic)
         return [device.xp.ascontiguousarray(a) for a in found]
 
-    parts = over_images(network, maps_of, len(images), chunk)
+    parts = over_images(network, device, maps_of, len(images), chunk)
     whole = (device.xp.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return SaliencyMaps(*map(backend.to_host, whole))  # only now: a GPU is to be kept busy
 
