@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(256)
             for (int j = 0; j < size && q * size + j < W; ++j) {
                 const int to = (p * size + i) * W + q * size + j;
                 const bool tied = all_ties && (x[to] == best || (x[to] != x[to] && best != best));
-                gx[to] = tied || (!all_ties && i * size + j == won) ? grad : T(0);
+                gx[to] = (all_ties ? tied : i * size + j == won) ? grad : T(0);
             }
     }
 }
