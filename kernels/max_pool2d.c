@@ -32,10 +32,23 @@ enum { BLOCK = 32, LINE = 512 };
 #include "max_pool2d.c"
 #else
 
-// `windows` lines of N numbers each.
-INLINE void NAME(copy_lines)(const REAL *from, long apart, REAL *to, long to_apart, long windows, long N) {
-    for (long q = 0; q < windows; ++q)
-        for (long n = 0; n < N; ++n) to[q * to_apart + n] = from[q * apart + n];
+// The lines of the windows first <= t < last of a row, channel by channel, W / size of each, side by side; and back.
+INLINE void NAME(gather)(const REAL *x, long W, long N, long size, long first, long last, REAL *lines) {
+    const long Q = W / size;
+    for (long t = first; t < last;) {
+        const REAL *from = x + (t / Q * W + t % Q * size) * N;
+        for (const long end = smaller(last, (t / Q + 1) * Q); t < end; ++t, from += size * N, lines += N)
+            for (long n = 0; n < N; ++n) lines[n] = from[n];
+    }
+}
+
+INLINE void NAME(scatter)(const REAL *lines, long W, long N, long size, long first, long last, REAL *x) {
+    const long Q = W / size;
+    for (long t = first; t < last;) {
+        REAL *to = x + (t / Q * W + t % Q * size) * N;
+        for (const long end = smaller(last, (t / Q + 1) * Q); t < end; ++t, to += size * N, lines += N)
+            for (long n = 0; n < N; ++n) to[n] = lines[n];
+    }
 }
 
 INLINE void NAME(take_larger)(const REAL *restrict member, REAL *restrict best, uint8_t *restrict winner, uint8_t k,
@@ -67,51 +80,51 @@ void NAME(max_pool2d)(const REAL *x, REAL *y, uint8_t *winner, long C, long W, l
                       long last) {
     const long Q = W / size, together = N && N < BLOCK ? LINE / N : 1;
     for (long p = first; p < last; ++p)
-        for (long c = 0; c < C; ++c)
-            for (long q = 0; q < Q; q += together) {
-                const long windows = smaller(together, Q - q), count = windows * N;
-                REAL *const best = y + ((p * C + c) * Q + q) * N, line[LINE];
-                uint8_t *const won = winner + ((p * C + c) * Q + q) * N;
-                for (long k = 0; k < size * size; ++k) {
-                    const REAL *member = x + (((p * size + k / size) * C + c) * W + q * size + k % size) * N;
-                    if (N < BLOCK) {
-                        NAME(copy_lines)(member, size * N, line, N, windows, N);
-                        member = line;
-                    }
-                    if (k == 0) {
-                        memcpy(best, member, count * sizeof(REAL));
-                        memset(won, 0, count);
-                    } else
-                        IN_BLOCKS(count, NAME(take_larger)(member + at, best + at, won + at, (uint8_t)k, length))
+        for (long t = 0; t < C * Q; t += together) {
+            const long end = smaller(C * Q, t + together), count = (end - t) * N;
+            REAL *const best = y + (p * C * Q + t) * N, lines[LINE];
+            uint8_t *const won = winner + (p * C * Q + t) * N;
+            for (long k = 0; k < size * size; ++k) {
+                const REAL *const row = x + ((p * size + k / size) * C * W + k % size) * N;
+                const REAL *member = row + (t / Q * W + t % Q * size) * N;
+                if (N < BLOCK) {
+                    NAME(gather)(row, W, N, size, t, end, lines);
+                    member = lines;
                 }
+                if (k == 0) {
+                    memcpy(best, member, count * sizeof(REAL));
+                    memset(won, 0, count);
+                } else
+                    IN_BLOCKS(count, NAME(take_larger)(member + at, best + at, won + at, (uint8_t)k, length))
             }
+        }
 }
 
 void NAME(max_pool2d_grad)(const REAL *g, const REAL *x, const REAL *y, const uint8_t *winner, REAL *gx, long C, long W,
                            long N, long size, int all_ties, long first, long last) {
     const long Q = W / size, together = N && N < BLOCK ? LINE / N : 1;
     for (long p = first; p < last; ++p)
-        for (long i = 0; i < size; ++i)
-            for (long c = 0; c < C; ++c) {
-                const long row = ((p * size + i) * C + c) * W * N;
-                for (long q = 0; q < Q; q += together)
-                    for (long j = 0; j < size; ++j) {
-                        const long windows = smaller(together, Q - q), count = windows * N;
-                        const long window = ((p * C + c) * Q + q) * N, place = row + (q * size + j) * N;
-                        const REAL *const grad = g + window, *const best = y + window, *member = x + place;
-                        const uint8_t *const won = winner + window, k = (uint8_t)(i * size + j);
-                        REAL members[LINE], line[LINE], *const to = N < BLOCK ? line : gx + place;
-                        if (all_ties) {
-                            if (N < BLOCK) {
-                                NAME(copy_lines)(member, size * N, members, N, windows, N);
-                                member = members;
-                            }
-                            IN_BLOCKS(count, NAME(give_equal)(grad + at, member + at, best + at, to + at, length))
-                        } else
-                            IN_BLOCKS(count, NAME(give_winner)(grad + at, won + at, k, to + at, length))
-                        if (N < BLOCK) NAME(copy_lines)(line, N, gx + place, size * N, windows, N);
-                    }
-                memset(gx + row + Q * size * N, 0, (W - Q * size) * N * sizeof(REAL));
-            }
+        for (long i = 0; i < size; ++i) {
+            const long row = (p * size + i) * C * W * N;
+            for (long t = 0; t < C * Q; t += together)
+                for (long j = 0; j < size; ++j) {
+                    const long end = smaller(C * Q, t + together), count = (end - t) * N;
+                    const long window = (p * C * Q + t) * N, place = row + (t / Q * W + t % Q * size + j) * N;
+                    const REAL *const grad = g + window, *const best = y + window, *member = x + place;
+                    const uint8_t *const won = winner + window, k = (uint8_t)(i * size + j);
+                    REAL members[LINE], lines[LINE], *const to = N < BLOCK ? lines : gx + place;
+                    if (all_ties) {
+                        if (N < BLOCK) {
+                            NAME(gather)(x + row + j * N, W, N, size, t, end, members);
+                            member = members;
+                        }
+                        IN_BLOCKS(count, NAME(give_equal)(grad + at, member + at, best + at, to + at, length))
+                    } else
+                        IN_BLOCKS(count, NAME(give_winner)(grad + at, won + at, k, to + at, length))
+                    if (N < BLOCK) NAME(scatter)(lines, W, N, size, t, end, gx + row + j * N);
+                }
+            for (long c = 0; c < C && Q * size < W; ++c)
+                memset(gx + row + (c * W + Q * size) * N, 0, (W - Q * size) * N * sizeof(REAL));
+        }
 }
 #endif
