@@ -161,8 +161,9 @@ def _functions(network, images, labels, recipe, maps, chunk, layout=torch.contig
             return model(batch)
 
     def all_maps(count):
-        for x, y in zip(images[:count].split(chunk), labels[:count].split(chunk), strict=True):
-            saliency_maps(model, x.contiguous(memory_format=layout), y).cpu()
+        parts = zip(images[:count].split(chunk), labels[:count].split(chunk), strict=True)
+        maps = [saliency_maps(model, x.contiguous(memory_format=layout), y) for x, y in parts]
+        return [of_part.cpu() for of_part in maps]  # only now, as ours
 
     step = functools.partial(training_step, trained, optimiser(trained, recipe), batch, targets)
     measured = {"train_step": step, "forward": forward}
@@ -173,7 +174,8 @@ def sides(network, images, labels, recipe, maps, chunk):
     """What benchmark.compare measures: side -> name of a measurement -> a function of no arguments.
 
     network: a minicnn paper_cnn, on the CPU for the default layout and channels_last, on a GPU for eager and captured,
-    each with TF32 off and on. maps: name of a measurement -> number of maps, which come to the host `chunk` at a time.
+    each with TF32 off and on. maps: name of a measurement -> number of maps, computed `chunk` at a time, which come to
+    the host at the end.
     """
     functions = functools.partial(_functions, network, images, labels, recipe, maps, chunk)
     if network.device == "cpu":

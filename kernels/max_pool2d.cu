@@ -50,8 +50,9 @@ __global__ void __launch_bounds__(256)
         for (int i = 0; i < size && p * size + i < H; ++i)
             for (int j = 0; j < size && q * size + j < W; ++j) {
                 const int to = (p * size + i) * W + q * size + j;
-                const bool tied = all_ties && (x[to] == best || (x[to] != x[to] && best != best));
-                gx[to] = (all_ties ? tied : i * size + j == won) ? grad : T(0);
+                const bool chosen =
+                    all_ties ? x[to] == best || (x[to] != x[to] && best != best) : i * size + j == won;
+                gx[to] = chosen ? grad : T(0);
             }
     }
 }

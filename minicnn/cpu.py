@@ -2,8 +2,8 @@
 
 `cuda.py` holds the same names with the same signatures; ops.py has checked what comes in. Shapes are logical: images
 are (N, C, H, W) and rows (N, D). Physically, what this module computes lies as (H, C, W, N) and (D, N), the images
-innermost: kernels/conv2d.c says why; pooling and ReLU run over contiguous N, and element-wise NumPy keeps the layout by
-itself. Arrays are float32 or float64; an output has the dtype of its input.
+innermost (rows of few images may not): kernels/conv2d.c says why; pooling and ReLU run over contiguous N, and
+element-wise NumPy keeps the layout by itself. Arrays are float32 or float64; an output has the dtype of its input.
 
 Convolutions and dense layers, which are convolutions of one pixel, are done by kernels/conv2d.c, or by NumPy where
 there is no C compiler: `convolutions()` tells. On either road equal windows have equal sums to the last bit, and an

@@ -248,8 +248,9 @@ def _correlate_tiles(channels, rows, columns, itemsize):
     """How correlate3x3 divides its work: the fields of struct TiledCorrelation (images a block, rows and columns of 2x2
     patches a tile, groups of threads that share the channels, channels a chunk), and bytes of shared memory.
 
-    A tile of 40 to 96 patches that leaves the fewest of its rows empty; of small images so many that a group has up to
-    200 threads; so many groups that a block has up to 300. Measured on an H100 (experiments/results/gpu.md)."""
+    A tile of 40 to 96 patches that leaves the fewest of its rows empty; of small images 2, 4, 8, ... while a group has
+    no more than 200 threads; as many groups as a block of 300 threads has room for, or one. Measured on an H100
+    (experiments/results/gpu.md)."""
     all_rows, patch_columns = _ceil_div(rows, 2), _ceil_div(columns, 2)
     patch_columns = _ceil_div(patch_columns, _ceil_div(patch_columns, 16))
     possible = range(min(all_rows, _ceil_div(40, patch_columns)), min(all_rows, 96 // patch_columns) + 1)

@@ -182,9 +182,7 @@ class CKernels:
         if bias is not None:
             with np.errstate(all="ignore"):  # as C does
                 y += bias
-        if relu:
-            y[y <= 0] = 0
-        return y.T
+        return (np.maximum(y, 0, out=y) if relu else y).T
 
     def weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
         channels, (height, filters, _, images) = x.shape[1], g.shape

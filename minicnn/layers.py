@@ -288,8 +288,8 @@ class Sequential(Layer):
 def over_images(
     network: Layer, device: backends.Backend, job: Callable[[slice], Any], count: int, chunk: int
 ) -> list[Any]:
-    """[job(slice of images)] over `count` images, `chunk` of them at a time, on the network's device; one job where
-    there are none.
+    """[job(slice of images)] over `count` images, `chunk` of them at a time; one job where there are none. device: the
+    network's backend, which the caller has looked up already.
 
     The threads of the CPU share them where all layers are those of this module, which keep nothing between calls: a
     layer of one's own may, and is never called twice at the same time.

@@ -120,9 +120,11 @@ def correct(network: Layer, images: Any, labels: Any, chunk: int = 256) -> np.nd
     return logits.argmax(axis=1) == check_labels(labels, *logits.shape)
 
 
-def evaluate(network: Layer, images: Any, labels: Any, T: float = 1.0) -> tuple[float, float]:
-    """(accuracy in [0, 1], mean cross-entropy at temperature T in nats) on images as for predict, labels (N,)."""
-    logits = predict(network, images, chunk=network.backend.functions.CHUNK)
+def evaluate(network: Layer, images: Any, labels: Any, T: float = 1.0, chunk: int | None = None) -> tuple[float, float]:
+    """(accuracy in [0, 1], mean cross-entropy at temperature T in nats) on images and with errors as for predict,
+    labels (N,). chunk: images at a time, by default as many as suit the device (functions.CHUNK). On a GPU
+    the last bits of a dense layer depend on it."""
+    logits = predict(network, images, chunk=network.backend.functions.CHUNK if chunk is None else chunk)
     T = check_temperature(T, logits.dtype)
     labels = check_labels(labels, *logits.shape)
     losses = backend.get("cpu").functions.cross_entropy(logits, labels, T)
@@ -331,18 +333,19 @@ def fit(
     on_epoch: Callable[[dict], None] | None = None,
     graph: bool = True,
     loss: Callable[[Tensor, Any], Tensor] | None = None,
+    chunk: int | None = None,
 ) -> list[dict]:
     """Train `network` in place, on the device where its parameters are.
 
     images (N, C, H, W) or (N, D), targets (N,) integers or (N, K) soft labels. held_out: name -> (images, labels),
-    evaluated after every epoch at T = 1. checkpoint: a path; state is saved there after every epoch, atomically, and a
-    run that finds its checkpoint goes on from it to the same bits. on_step(done, steps), on_epoch(row) are called back.
-    graph=False runs each step by itself where CUDA would replay a captured one: the same bits, slower; a layer or loss
-    of your own needs it where it computes on CUDA what cannot be captured, a matrix product or an indexing by arrays.
-    loss(logits, targets) -> (N,), a function of the batch's Tensor and its targets, an array of the backend, integers
-    as int32 and others in the network's dtype; by default the cross-entropy at the recipe's temperature, and then
-    targets are checked first. A checkpoint knows a loss by its name and its code, and a network by its repr: not what a
-    function closes over, nor the code of a layer.
+    evaluated after every epoch at T = 1, `chunk` images at a time as evaluate has it. checkpoint: a path; state is
+    saved there after every epoch, atomically, and a run that finds its checkpoint goes on from it to the same bits.
+    on_step(done, steps), on_epoch(row) are called back. graph=False runs each step by itself where CUDA would replay a
+    captured one: the same bits, slower; a layer or loss of your own needs it where it computes on CUDA what cannot be
+    captured, a matrix product or an indexing by arrays. loss(logits, targets) -> (N,), a function of the batch's Tensor
+    and its targets, an array of the backend, integers as int32 and others in the network's dtype; by default the
+    cross-entropy at the recipe's temperature, and then targets are checked first. A checkpoint knows a loss by its name
+    and its code, and a network by its repr: not what a function closes over, nor the code of a layer.
     Returns the history: a dict per epoch with epoch, train_loss (with dropout, at T, without the penalty), for each
     held-out set NAME_accuracy and NAME_loss, and seconds (training and evaluation).
     Raises LearningError for a temperature at which nothing can be learnt and for divergence (of a loss of one's own:
@@ -352,6 +355,7 @@ def fit(
     labels that fit neither the images nor the network; TypeError for images or targets that are no real numbers.
     """
     images, targets = map(backend.get("cpu").asarray, (images, targets))
+    chunk = None if chunk is None else check_count("chunk", chunk)
     figures = [f"{name}_{what}" for name in held_out or {} for what in ("accuracy", "loss")]
     fields = ["epoch", "train_loss", *figures, "seconds"]
     if twice := [field for field in fields if fields.count(field) > 1]:
@@ -367,7 +371,7 @@ def fit(
         start = time.perf_counter()
         row = {"epoch": epoch + 1, "train_loss": run.epoch(epoch, on_step or (lambda done, steps: None))}
         for name, (x, labels) in (held_out or {}).items():
-            row[f"{name}_accuracy"], row[f"{name}_loss"] = evaluate(network, x, labels)
+            row[f"{name}_accuracy"], row[f"{name}_loss"] = evaluate(network, x, labels, chunk=chunk)
         row["seconds"] = time.perf_counter() - start
         history.append(row)
         if checkpoint:

@@ -310,6 +310,7 @@ def test_dense_of_few_images_has_the_bits_of_many(road, dtype):
     x[2, :3] = np.nan, np.inf, -np.inf
     x[3], x[4, :3], x[5, 1] = -0.0, numbers.smallest_subnormal, numbers.max
     w[1, 3], w[:, 4], b[4] = np.inf, 0, -0.0
+    w[0, 5], b[5] = np.inf, -np.inf  # their sum is no number
     for relu in (False, True):
         whole = cpu.dense(x, w, b, relu)
         for count in (1, 2, 6, 11, 12, 40):  # one quarter of the units is 11

@@ -106,9 +106,14 @@ def test_conv2d_input_grad_equals_the_naive_kernel(functions, launched, shape, f
     assert launched == ["input_grad_one_channel" if shape[1] == 1 else "correlate3x3", "correlate"]
 
 
-@pytest.mark.parametrize(("kernel", "offset"), [((1, 1), (0, 0)), ((2, 5), (0, 2)), ((5, 4), (0, 0))], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "offset"),
+    [((1, 1), (0, 0)), ((2, 5), (0, 2)), ((5, 4), (0, 0)), ((3, 1), (1, 0)), ((1, 3), (0, 0))],
+    ids=str,
+)
 def test_conv2d_input_grad_of_one_channel_with_any_kernel(functions, launched, kernel, offset):
-    shape, g_shape = (3, 1, 9, 8), (3, 4, 10 - kernel[0], 9 + 2 * offset[1] - kernel[1])
+    shape = 3, 1, 9, 8
+    g_shape = 3, 4, *(size + 1 + 2 * o - k for size, o, k in zip(shape[2:], offset, kernel, strict=True))
     g, w = noise(functions, g_shape, (4, 1, *kernel))
     gx = functions.conv2d_input_grad(g, w, shape[2:], offset)
     flipped_offset = [k - 1 - before for k, before in zip(kernel, offset, strict=True)]
@@ -146,6 +151,22 @@ def test_conv2d_tiles_fit_into_a_block_for_any_shape(itemsize):
                 assert tiles["band_columns"] % 4 == 0 and tiles["g_plane"] % 8 == tiles["x_plane"] % 8 == 4
                 assert tiles["g_plane"] >= tiles["band_rows"] * tiles["band_columns"]
                 assert tiles["x_plane"] >= (tiles["band_rows"] + 2) * (tiles["band_columns"] + 4)
+
+
+@pytest.mark.parametrize(
+    "channels, size, images, rows, columns, split",
+    [(32, 24, 1, 4, 12, 1), (32, 26, 1, 7, 13, 1), (32, 10, 2, 5, 5, 1), (64, 12, 1, 6, 6, 2), (64, 8, 2, 4, 4, 2)],
+)
+def test_conv2d_tiles_of_the_papers_network_are_those_measured(channels, size, images, rows, columns, split):
+    """With them the order of every sum is fixed; experiments/results/gpu.md has the measurements."""
+    tiles, _ = cuda._correlate_tiles(channels, size, size, 4)
+    expected = {"block_images": images, "patch_rows": rows, "patch_columns": columns, "split": split}
+    assert expected.items() <= tiles.items()
+
+
+def test_conv2d_strips_are_as_long_in_the_kernel_as_in_its_launch():
+    source = (cuda.kernel_folder() / "conv2d.cu").read_text()
+    assert f"constexpr int STRIP = {cuda._STRIP};" in source
 
 
 # Structs
@@ -230,7 +251,8 @@ def test_launch_with_an_empty_grid_checks_and_does_nothing(functions):
 
 
 def test_launch_for_ten_thousand_images_gives_each_the_bits_that_it_has_in_a_small_batch(functions):
-    """How the work is divided depends on the size of an image, not on their number."""
+    """How the work is divided depends on the size of an image, not on their number, but for dense layers of more than
+    256 inputs."""
     f, few = functions, 50
     x, w, b, v, c = noise(f, (10_000, 1, 4, 5), (2, 1, 3, 3), (2,), (20, 3), (3,))
     for operation in (

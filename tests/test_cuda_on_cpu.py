@@ -161,7 +161,7 @@ def test_struct_is_passed_by_value(planted):
     [
         (np.int32(1), "a struct of 24 bytes, got int32"),
         (np.zeros(24, np.uint8), "a struct of 24 bytes, got ndarray"),
-        (np.zeros(2, FIELDS), "one structured element"),
+        (np.zeros(2, FIELDS), "one struct"),
         (np.zeros((), [(name, FIELDS[name]) for name in FIELDS.names]), "got one of 13"),
     ],
     ids=["scalar", "bytes", "two", "packed"],

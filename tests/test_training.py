@@ -206,8 +206,29 @@ def test_evaluate_and_correct():
         accuracy, loss = evaluate(network, images, labels, T=T)
         assert accuracy == (z.argmax(axis=1) == labels).mean() and 0 < accuracy < 1
         assert loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert evaluate(network, images, labels, T=20, chunk=7) == (accuracy, loss)
     found = correct(network, images, labels.tolist(), chunk=7)
     assert found.dtype == bool and found.tolist() == (z.argmax(axis=1) == labels).tolist()
+
+
+def test_evaluate_and_fit_take_as_many_images_at_a_time_as_they_are_told(device, monkeypatch):
+    network, (images, labels), sizes = small_cnn().to(device.name), samples(10), []
+
+    class Recorder(Flatten):
+        def __call__(self, x, masks=None):
+            sizes.append(x.shape[0])
+            return super().__call__(x)
+
+    network.layers["flatten"] = Recorder()
+    recipe = dataclasses.replace(RECIPE, batch=8, epochs=1)
+    monkeypatch.setattr(device.functions, "CHUNK", 7)
+    evaluate(network, images, labels)
+    evaluate(network, images, labels, chunk=4)
+    fit(network, images, labels, recipe, {"test": (images, labels)}, graph=False, chunk=6)
+    fit(network, images, labels, recipe, {"test": (images, labels)}, graph=False)
+    assert [size for size in sizes if size not in (1, 8, 10)] == [7, 3, 4, 4, 2, 6, 4, 7, 3]
+    with pytest.raises(ValueError, match="chunk must be an integer of at least 1, got 0"):
+        fit(network, images, labels, recipe, graph=False, chunk=0)
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")

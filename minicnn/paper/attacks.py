@@ -32,6 +32,7 @@ from minicnn.paper.one_pixel import AttackError as AttackError
 from minicnn.paper.one_pixel import changing_images, decisions
 from minicnn.paper.saliency import ARITHMETICS as ARITHMETICS
 from minicnn.paper.saliency import check_arithmetic, logit_gradients, rows_of_pixels, saliency_maps
+from minicnn.threads import chunks
 from minicnn.training import predict
 
 RAISE, LOWER = 0, 1
@@ -306,7 +307,7 @@ def attack(
     active = np.flatnonzero(result.attacked)
     if len(active) and setting.limit:
         best, kind, result.zero_scores[active] = scorer(adversarial[active], labels[active])
-        ranking = _ranking(best, 1 if algorithm.refresh else setting.limit, network.backend)
+        ranking = _ranking(best, 1 if algorithm.refresh else setting.limit, network.backend, setting.chunk)
         moving = changing_images(network, adversarial[active], setting.chunk)
     rows = np.arange(len(active))  # of scores, ranking and moving images, for those still active
     used = np.zeros((len(active), pixels.shape[1]), bool)
@@ -336,7 +337,7 @@ def attack(
             if len(moved):
                 scores, kind[moved], _ = scorer(adversarial[active[changed]], labels[active[changed]])
                 best[moved] = np.where(used[moved], -np.inf, scores)
-            ranking[rows] = _ranking(best[rows], 1, network.backend)
+            ranking[rows] = _ranking(best[rows], 1, network.backend, setting.chunk)
         if on_move:
             on_move(move + 1, setting.limit, len(active))
     result.forwards += scorer.forwards
@@ -347,9 +348,10 @@ def attack(
 def _checked_maps(maps, images):
     """Maps that a user gave for the images, as numbers of theirs."""
     maps = np.asarray(maps)
-    if maps.shape != images.shape or maps.dtype.kind not in "fiub":
+    if maps.shape != images.shape or maps.dtype.kind not in "fiub" or maps.dtype.itemsize > 8:
         raise ValueError(
-            f"maps must give real numbers of the images' shape {images.shape}, got {maps.dtype} {maps.shape}"
+            f"maps must give real numbers of at most 64 bits, of the images' shape {images.shape}, "
+            f"got {maps.dtype} {maps.shape}"
         )
     maps = maps.astype(np.result_type(maps, images.dtype))
     if np.isnan(maps).any():
@@ -392,10 +394,13 @@ def pixels_to_success(images: np.ndarray, *results: AttackResult) -> np.ndarray:
     return fewest
 
 
-def _ranking(best, count, device):
-    """The `count` best pixels of each image in order, equal scores in raster order. (n, P) -> (n, count)."""
+def _ranking(best, count, device, chunk):
+    """The `count` best pixels of each image in order, equal scores in raster order, found on the device for `chunk`
+    images at a time. (n, P) -> (n, count)."""
     if count == 1:
         return best.argmax(axis=1)[:, None]
     # The minus is the host's: CuPy's would turn the smallest scores to 0.
-    order = device.xp.argsort(device.asarray(-best), axis=1, kind="stable")
-    return backend.to_host(order[:, :count])
+    parts = (device.asarray(-best[part]) for part in chunks(len(best), chunk))
+    return np.concatenate(
+        [backend.to_host(device.xp.argsort(scores, axis=1, kind="stable")[:, :count]) for scores in parts]
+    )

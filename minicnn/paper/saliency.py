@@ -72,9 +72,9 @@ def saliency_maps(
 
     network: any Layer from images, (N, C, H, W) or (N, D), to logits (N, K), on any device. labels (N,) integers.
     arithmetic: "plain", the author's p - y, or "scaled", which does not underflow (cpu.saliency_cotangent). chunk: as
-    for training.predict. Returns SaliencyMaps. Raises ValueError unless T > 0, for an unknown arithmetic, for a chunk
-    that is no integer above 0, for labels that do not fit, and for a network whose output is not (N, K); TypeError for
-    images that are no real numbers.
+    for training.predict; the maps themselves stay on the device until all are there. Returns SaliencyMaps. Raises
+    ValueError unless T > 0, for an unknown arithmetic, for a chunk that is no integer above 0, for labels that do not
+    fit, and for a network whose output is not (N, K); TypeError for images that are no real numbers.
     """
     device, dtype = network.backend, network.dtype
     T = check_temperature(T, dtype)

@@ -94,6 +94,14 @@ def _placed(result):
     return result
 
 
+def _flushed(values):
+    """float32 as CuPy's element-by-element operations see it: what is below 1.2e-38 is 0. Anything else as it is."""
+    if getattr(values, "dtype", None) != np.float32:
+        return values
+    tiny = np.abs(values) < np.finfo(np.float32).tiny
+    return np.where(tiny, np.copysign(np.float32(0), values), values) if tiny.any() else values
+
+
 def _on_device(function, what):
     """A function of NumPy arrays as a function of device arrays."""
 
@@ -130,8 +138,9 @@ class DeviceArray(NDArrayOperatorsMixin):
         return DeviceArray(values, self if self.base is None else self.base)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        result = _on_device(getattr(ufunc, method), ufunc.__name__)(*inputs, **kwargs)
-        out = kwargs.get("out")
+        function = getattr(ufunc, method)
+        flushed = _on_device(lambda *given, **how: _flushed(function(*map(_flushed, given), **how)), ufunc.__name__)
+        result, out = flushed(*inputs, **kwargs), kwargs.get("out")
         return result if out is None else out[0]
 
     def __array_function__(self, function, _types, args, kwargs):

@@ -116,7 +116,7 @@ class Parameter(NamedTuple):
 
 class Kernel:
     """One kernel, called as kernel(grid, block, args, shared_mem=0). args are device arrays, NumPy scalars and, for
-    structs, NumPy arrays of one structured element."""
+    structs, NumPy arrays of one element of as many bytes."""
 
     def __init__(self, name, handle, index, static_shared):
         self.name = name
@@ -205,7 +205,7 @@ def _mismatch(argument, parameter):
     """What is wrong with an argument, or None."""
     if parameter.dtype.kind == "V":
         if not isinstance(argument, np.ndarray) or argument.size != 1 or argument.dtype.kind != "V":
-            return f"{type(argument).__name__} {argument!r}: pass a NumPy array of one structured element"
+            return f"{type(argument).__name__} {argument!r}: pass a NumPy array of one struct"
         return None if argument.itemsize == parameter.dtype.itemsize else f"one of {argument.itemsize}"
     if not parameter.is_pointer:
         if not isinstance(argument, np.generic):

@@ -513,7 +513,7 @@ def test_attack_refuses_maps_that_are_no_numbers_of_the_images():
     images, labels = samples(network)
     with pytest.raises(AttackError, match="^maps gave what is not a number"):
         attack(network, images, labels, "3", maps=lambda x, y: np.full_like(x, np.nan))
-    with pytest.raises(ValueError, match="^maps must give real numbers of the images' shape .*, got complex128"):
+    with pytest.raises(ValueError, match="^maps must give real numbers of at most 64 bits, .* got complex128"):
         attack(network, images, labels, "3", maps=lambda x, y: x * 1j)
     with pytest.raises(
         ValueError, match=r"^maps must give real numbers of the images' shape .*, got float64 \(1, 8, 8\)$"

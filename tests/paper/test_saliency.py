@@ -203,7 +203,7 @@ def test_saliency_chunk_size_does_not_matter(device, arithmetic):
     for chunk in (1, 3, 7):
         parts = saliency_maps(network, images, labels, arithmetic=arithmetic, chunk=chunk)
         for a, b in zip(parts, whole, strict=True):
-            assert a.shape == b.shape and a.dtype == b.dtype
+            assert a.shape == b.shape and a.dtype == b.dtype and a.flags.c_contiguous
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14)
     assert sizes == [7] + [1] * 7 + [3, 3, 1] + [7]
 
