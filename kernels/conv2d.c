@@ -24,8 +24,6 @@
 #ifndef REAL
 
 #include "common.h"
-#include <stdlib.h>
-#include <string.h>
 
 // FILTERS * VECTORS sums, VECTORS inputs and one filter are to fit the registers: 32 of AVX-512 and NEON, 16 of AVX. So
 // are 2 * PAIRS.
@@ -87,7 +85,8 @@ static int NAME(open_rows)(const Sizes *s, const REAL *x, int copy, Rows *rows) 
     *rows = (Rows){x, NULL, s->W * s->N, 0};
     if (s->left == 0 && columns <= s->W && !copy) return 0;
     rows->pitch = columns * s->N;
-    rows->ring = calloc(s->kh * s->C * rows->pitch + VECTORS * LANES, sizeof(REAL));  // a last vector may reach beyond
+    // A last vector may reach beyond; those that begin at a cache line are loaded faster.
+    rows->ring = cleared((s->kh * s->C * rows->pitch + VECTORS * LANES) * sizeof(REAL));
     return rows->ring ? 0 : -1;
 }
 
@@ -156,6 +155,8 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REA
             for (long o = 0; o < s->O; o += FILTERS) {
                 const REAL *w = packed + (o / FILTERS * s->kh + i0) * w_row;
                 const long remain = s->O - o, filters = remain > FILTERS / 2 ? FILTERS : remain > 1 ? FILTERS / 2 : 1;
+                for (long f = 0; f < smaller(filters, remain); ++f)
+                    fetch(y + (p * s->O + o + f) * length + at, smaller(step, length) * sizeof(REAL), 1);
                 Vector sums[FILTERS][VECTORS];
 #define CASE(f, v) \
     case 4 * (f) + (v): NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, width, w, sums); break;

@@ -23,8 +23,6 @@
 
 #include "common.h"
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { TAPS = 9, BLOCK = 16, MOST = 64, CACHE = 3 << 18 };  // CACHE: bytes of the second cache for images at work
 enum { ROWS = 4 };   // of g that the weight gradient takes together
@@ -34,7 +32,7 @@ const long vector_bytes = VECTOR_BYTES;
 
 // `count` numbers of some bytes filled up to an odd number of cache lines: what lies at such a distance from each other
 // has different places in the cache.
-INLINE long pitch(long count, long bytes) { return ((count * bytes / 64 + 1) | 1) * 64 / bytes; }
+INLINE long pitch(long count, long bytes) { return ((count * bytes / CACHE_LINE + 1) | 1) * CACHE_LINE / bytes; }
 
 #define REAL float
 #include "conv3x3_sparse.c"
@@ -61,13 +59,6 @@ typedef struct {
     Vector of[TAPS];
 } Sums;
 
-// Memory that begins at a cache line, `numbers` zeros; NULL where there is none.
-static REAL *NAME(zeros)(long numbers) {
-    const long bytes = (numbers * (long)sizeof(REAL) + 63) / 64 * 64;
-    REAL *const memory = aligned_alloc(64, larger(64, bytes));
-    return memory ? memset(memory, 0, bytes) : NULL;
-}
-
 // How many of `count` images of `numbers` numbers each are at work together.
 static long NAME(together)(long numbers, long count) {
     const long fit = CACHE / (numbers * (long)sizeof(REAL)) / BLOCK * BLOCK;
@@ -93,11 +84,6 @@ INLINE void NAME(append)(const REAL *line, long images, int32_t at, int all, Ent
         const int k = __builtin_ctzll(bits);
         *ends[k]++ = (Entry){line[k], at};
     }
-}
-
-// Asks memory for a line that is read soon.
-INLINE void NAME(fetch)(const REAL *line, long images) {
-    for (long k = 0; k < images; k += 64 / sizeof(REAL)) __builtin_prefetch(line + k);
 }
 
 // of[t] = sum of value * (vector t of those at `from + at`, at distances of row and column), for the taps of the rows
@@ -153,7 +139,7 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
     const long line = columns * depth, image = pitch(3 * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
     const long longest = pitch(s->W * smaller(s->C, RUN), sizeof(Entry));
-    REAL *const at_work = NAME(zeros)(most * image);  // row p of y in place p % 3, its column q at q + 2 - left
+    REAL *const at_work = cleared(most * image * sizeof(REAL));  // row p of y in place p % 3, its column q at q + 2 - left
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->W + 1) * MOST * sizeof(Entry *));
     const int failed = !at_work || !lists || !ends;
@@ -168,7 +154,7 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
                     memcpy(end, end - MOST, images * sizeof(Entry *));
                     for (long c = c0; c < smaller(s->C, c0 + RUN); ++c) {
                         const REAL *const pixels = x + ((r * s->C + c) * s->W + q) * s->N + n;
-                        NAME(fetch)(pixels + AHEAD * s->N, images);
+                        fetch(pixels + AHEAD * s->N, images * sizeof(REAL), 0);
                         NAME(append)(pixels, images, c * TAPS * LANES, 0, end);
                     }
                 }
@@ -203,7 +189,7 @@ static int NAME(turn_row)(const Sizes *s, const REAL *x, long r, long n, long im
                 continue;
             }
             const REAL *const pixels = x + ((r * s->C + c) * s->W + column) * s->N + n;
-            NAME(fetch)(pixels + 2 * s->N, images);
+            fetch(pixels + 2 * s->N, images * sizeof(REAL), 0);
             for (long k = 0; k < images; ++k) infinite |= pixels[k] - pixels[k] != 0;
             for (long k = 0; k < images; ++k) at[k * image] = pixels[k];
         }
@@ -218,7 +204,7 @@ int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL 
     const long image = pitch((ROWS + 2) * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
     const long longest = pitch(s->O * ROWS * s->Q, sizeof(Entry));
-    REAL *const at_work = NAME(zeros)(most * image);
+    REAL *const at_work = cleared(most * image * sizeof(REAL));
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->O + 1) * MOST * sizeof(Entry *));
     const int failed = !at_work || !lists || !ends;
@@ -236,7 +222,7 @@ int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL 
                 for (long i = 0; i < rows; ++i)
                     for (long q = 0; q < s->Q; ++q) {
                         const REAL *const entries = g + (((p + i) * s->O + o) * s->Q + q) * s->N + n;
-                        NAME(fetch)(entries + AHEAD * s->N, images);
+                        fetch(entries + AHEAD * s->N, images * sizeof(REAL), 0);
                         NAME(append)(entries, images, i * line + q * depth, all, end);
                     }
             }

@@ -9,7 +9,6 @@
 #ifndef REAL
 #include "common.h"
 #include <stdint.h>
-#include <string.h>
 
 // BLOCK: numbers whose loop has no rest, which a compiler may leave out of the vectors. The last block overlaps the one
 // before; that changes nothing, for what is compared once more is not larger any more. LINE: numbers that are copied

@@ -12,8 +12,6 @@
 // k, rounded down.
 #ifndef REAL
 #include "common.h"
-#include <stdlib.h>
-#include <string.h>
 
 // COLUMNS pixels x 2 vectors of filters stay in registers while the terms of the sum run.
 #ifdef __AVX512F__
