@@ -317,7 +317,7 @@ def _is_sparse(x: Array) -> bool:
     return bool(np.count_nonzero(some) < DENSE * some.size)
 
 
-def _address(array: Array) -> int:
+def _address(array: Any) -> int:
     """Of its first element; by way of the buffer, where it is one that ctypes takes, in a fifth of the time."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))
