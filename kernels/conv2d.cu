@@ -135,7 +135,7 @@ constexpr int FILTER_GROUPS = BLOCK_FILTERS / THREAD_FILTERS;
 constexpr int FILTER_PITCH = BLOCK_FILTERS + 4;  // keeps rows aligned for Quad and spreads the copies over the banks
 
 // Blocks of floats on a multiprocessor: for two the compiler has 80 registers a thread, enough on these alone.
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ == 900
 constexpr int FLOAT_BLOCKS = 2;
 #else
 constexpr int FLOAT_BLOCKS = 1;
