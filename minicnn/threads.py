@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 ROW_BLOCKS = 4
-SMALL = 2**17  # numbers that one thread has written before another has begun
+SMALL = 2**19  # numbers that one thread has written before the help of another pays
+UNCUT = 2**17  # numbers of results that are added up in one piece, with any number of threads: bits depend on it
 LEAST_IMAGES = 32  # that a thread takes through a network by itself
 MULTIPLY_ADDS = 32  # of a vector unit in the time of one number written
 
@@ -121,7 +122,8 @@ def over_rows(job: Callable[[int, int], Any], array: Any, work: int | None = Non
     """Run job(first, last) over the rows of an array cut into ROW_BLOCKS blocks, the larger ones first, or one where
     there is one thread or the work (numbers written, by default those of the array) is small. added_up: cut in the same
     way for any number of threads, so that what is made of the results is the same. Returns them in order."""
-    if (array.size if work is None else work) <= SMALL or workers() == 1 and not added_up:
+    work = array.size if work is None else work
+    if work <= UNCUT if added_up else work <= SMALL or workers() == 1:
         return [job(0, len(array))]
     rows, larger = divmod(len(array), ROW_BLOCKS)
     cuts = [rows * block + min(block, larger) for block in range(ROW_BLOCKS + 1)]

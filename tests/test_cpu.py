@@ -63,7 +63,8 @@ def with_threads():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_threads_change_no_bit(with_threads, size):
+def test_threads_change_no_bit(with_threads, size, monkeypatch):
+    monkeypatch.setattr(threads, "SMALL", 2**17)
     rng = np.random.default_rng(0)
     x, w, b = (rng.normal(size=s).astype(np.float32) for s in ((512, 3, 19, 21), (4, 3, size, size), (4,)))
     size_out, offset = (20 - size, 22 - size), (0, 0)
