@@ -122,8 +122,8 @@ def correct(network: Layer, images: Any, labels: Any, chunk: int = 256) -> np.nd
 
 def evaluate(network: Layer, images: Any, labels: Any, T: float = 1.0, chunk: int | None = None) -> tuple[float, float]:
     """(accuracy in [0, 1], mean cross-entropy at temperature T in nats) on images and with errors as for predict,
-    labels (N,). chunk: images at a time, by default as many as suit the device (functions.CHUNK). On a GPU
-    the last bits of a dense layer depend on it."""
+    labels (N,). chunk: images at a time, by default as many as suit the device (functions.CHUNK). On a GPU the last
+    bits of a dense layer depend on it."""
     logits = predict(network, images, chunk=network.backend.functions.CHUNK if chunk is None else chunk)
     T = check_temperature(T, logits.dtype)
     labels = check_labels(labels, *logits.shape)
@@ -352,7 +352,8 @@ def fit(
     once it is not finite); TrainingError, of which that is one, for too few samples, for images that are no finite
     numbers, for integer targets beyond int32, for a name of held_out whose columns the history has already, and for a
     checkpoint that is of another run, does not fit this one, or holds more epochs than are asked for; ValueError for
-    labels that fit neither the images nor the network; TypeError for images or targets that are no real numbers.
+    labels that fit neither the images nor the network, and for a chunk that is no integer above 0; TypeError for images
+    or targets that are no real numbers.
     """
     images, targets = map(backend.get("cpu").asarray, (images, targets))
     chunk = None if chunk is None else check_count("chunk", chunk)
