@@ -10,8 +10,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define NO_UNROLL _Pragma("clang loop unroll(disable)")
 #else
 #define UNROLL _Pragma("GCC unroll 24")
+#define NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 #if defined(__AVX512F__)

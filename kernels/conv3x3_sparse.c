@@ -9,13 +9,13 @@
 // images, as they do in conv2d.c: they run along the output channels o, in the weight gradient along c. w and gw are
 // packed for it, as [O / LANES][C][TAPS][LANES] and [C / LANES][O][TAPS][LANES], the channels that fill up zero.
 //
-// What is not 0 is listed, image by image. For 3x3 taps x LANES channels the sums of a list stay in registers: a step
-// loads 9 vectors for 9 multiply-adds. The lists of forward: RUN channels of one place (r, q) of x, whose sums are then
-// added to the 3x3 places of y that they meet, places in order; so the taps are packed last one first. The lists of
-// the weight gradient: all places of ROWS rows of one o of g. So every number is the sum of the same terms in the same
-// order wherever it lies: equal windows have equal sums to the last bit. Those of forward are also the bits of conv2d.c
-// when it adds up by tap, but for the sign and payload of a NaN: where filters are finite, terms of 0 change no sum. So
-// which of the two runs is a matter of time alone.
+// What is not 0 is listed, image by image. The sums of a list, 3x3 taps x one or more vectors of channels, stay in
+// registers: a step loads a vector for every multiply-add. The lists of forward: RUN channels of one place (r, q) of x,
+// whose sums are then added to the 3x3 places of y that they meet, places in order; so the taps are packed last one
+// first. The lists of the weight gradient: all places of ROWS rows of one o of g. So every number is the sum of the
+// same terms in the same order wherever it lies: equal windows have equal sums to the last bit. Those of forward are
+// also the bits of conv2d.c when it adds up by tap, but for the sign and payload of a NaN: where filters are finite,
+// terms of 0 change no sum. So which of the two runs is a matter of time alone.
 //
 // Memory is read and written in lines of many images, BLOCK to MOST; between, an image lies by itself, channels
 // innermost, as many images at a time as fit the second cache.
@@ -25,6 +25,11 @@
 #include <stdint.h>
 
 enum { TAPS = 9, BLOCK = 16, MOST = 64, CACHE = 3 << 18 };  // CACHE: bytes of the second cache for images at work
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+enum { TOGETHER = 2 };  // vectors of outputs: TAPS * TOGETHER sums are to fit the registers, 32 here and 16 elsewhere
+#else
+enum { TOGETHER = 1 };
+#endif
 enum { ROWS = 4 };   // of g that the weight gradient takes together
 enum { AHEAD = 3 };  // columns that are asked of memory early
 
@@ -54,9 +59,9 @@ typedef struct {
     int32_t at;
 } Entry;
 
-// The sums of a list, for TAPS taps x LANES channels.
+// The sums of a list, for TAPS taps x some vectors of channels.
 typedef struct {
-    Vector of[TAPS];
+    Vector of[TAPS][TOGETHER];
 } Sums;
 
 // How many of `count` images of `numbers` numbers each are at work together.
@@ -65,13 +70,13 @@ static long NAME(together)(long numbers, long count) {
     return smaller(larger(1, count), larger(BLOCK, smaller(MOST, fit)));
 }
 
-// Which of at most 64 numbers are not 0, a bit for each.
+// Which of at most 64 numbers are not 0, a bit for each. A loop that is unrolled gcc does not turn into vectors.
 INLINE uint64_t NAME(present)(const REAL *line, long count) {
     uint64_t present = 0;
     long k = 0;
     for (; k + BLOCK <= count; k += BLOCK) {
         uint32_t bits = 0;
-        for (int l = 0; l < BLOCK; ++l) bits |= (uint32_t)(line[k + l] != 0) << l;
+        NO_UNROLL for (int l = 0; l < BLOCK; ++l) bits |= line[k + l] != 0 ? (uint32_t)1 << l : 0;
         present |= (uint64_t)bits << k;
     }
     for (; k < count; ++k) present |= (uint64_t)(line[k] != 0) << k;
@@ -86,35 +91,45 @@ INLINE void NAME(append)(const REAL *line, long images, int32_t at, int all, Ent
     }
 }
 
-// of[t] = sum of value * (vector t of those at `from + at`, at distances of row and column), for the taps of the rows
-// i0 <= i < i1, which are constants where it is called.
-INLINE Sums NAME(sum)(const int i0, const int i1, const Entry *e, const Entry *end, const REAL *from, long row,
-                      long column) {
+// of[t][v] = sum of value * (vector of tap t of those at `from + v * next + at`, at distances of row and column), for
+// the taps of the rows i0 <= i < i1 and v < vectors. These are constants where it is called.
+INLINE Sums NAME(sum)(const int i0, const int i1, const int vectors, const Entry *e, const Entry *end, const REAL *from,
+                      long next, long row, long column) {
     Sums sums = {0};
+    const REAL *first[TOGETHER];
+    UNROLL for (int v = 0; v < vectors; ++v) first[v] = from + v * next;
     for (; e < end; ++e)
-        UNROLL for (int t = 3 * i0; t < 3 * i1; ++t)
-            sums.of[t] += e->value * *(const Vector *)(from + e->at + t / 3 * row + t % 3 * column);
+        UNROLL for (int t = 3 * i0; t < 3 * i1; ++t) {
+            const long at = e->at + t / 3 * row + t % 3 * column;
+            UNROLL for (int v = 0; v < vectors; ++v) sums.of[t][v] += e->value * *(const Vector *)(first[v] + at);
+        }
     return sums;
 }
 
-INLINE void NAME(add)(const int i0, const int i1, Sums sums, REAL *const rows[3], long at, long column) {
-    UNROLL for (int t = 3 * i0; t < 3 * i1; ++t) *(Vector *)(rows[t / 3] + at + t % 3 * column) += sums.of[t];
+INLINE void NAME(add)(const int i0, const int i1, const int vectors, Sums sums, REAL *const rows[3], long at,
+                      long column) {
+    UNROLL for (int t = 3 * i0; t < 3 * i1; ++t)
+        UNROLL for (int v = 0; v < vectors; ++v)
+            *(Vector *)(rows[t / 3] + at + t % 3 * column + v * LANES) += sums.of[t][v];
 }
 
-// Adds to rows p - 2 + i of y, i0 <= i < i1, what the lists of a row of x give, places in order.
-INLINE void NAME(scatter)(const int i0, const int i1, const Sizes *s, Entry *const *ends, long images,
-                          const REAL *packed, REAL *at_work, long image, long depth, long line, long p) {
-    for (long o = 0; o < depth; o += LANES)
-        for (long k = 0; k < images; ++k) {
-            REAL *const to = at_work + k * image + o;
-            REAL *const rows[3] = {to + (p + 1) % 3 * line, to + (p + 2) % 3 * line, to + p % 3 * line};
-            for (long q = 0; q < s->W; ++q) {
-                const Entry *const begin = ends[q * MOST + k], *const end = ends[(q + 1) * MOST + k];
-                if (begin == end) continue;
-                const Sums sums = NAME(sum)(i0, i1, begin, end, packed + o * s->C * TAPS, 3 * LANES, LANES);
-                NAME(add)(i0, i1, sums, rows, q * depth, depth);
-            }
+// Adds to rows p - 2 + i of y, i0 <= i < i1, for `vectors` vectors of channels from o on, what the lists of a row of x
+// give, places in order.
+INLINE void NAME(scatter)(const int i0, const int i1, const int vectors, const Sizes *s, Entry *const *ends,
+                          long images, const REAL *packed, REAL *at_work, long image, long depth, long line, long p,
+                          long o) {
+    const long next = s->C * TAPS * LANES;
+    for (long k = 0; k < images; ++k) {
+        REAL *const to = at_work + k * image + o;
+        REAL *const rows[3] = {to + (p + 1) % 3 * line, to + (p + 2) % 3 * line, to + p % 3 * line};
+        for (long q = 0; q < s->W; ++q) {
+            const Entry *const begin = ends[q * MOST + k], *const end = ends[(q + 1) * MOST + k];
+            if (begin == end) continue;
+            const REAL *const from = packed + o / LANES * next;
+            const Sums sums = NAME(sum)(i0, i1, vectors, begin, end, from, next, 3 * LANES, LANES);
+            NAME(add)(i0, i1, vectors, sums, rows, q * depth, depth);
         }
+    }
 }
 
 // Row p of y for `images` images from n on, from its sums.
@@ -158,11 +173,17 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
                         NAME(append)(pixels, images, c * TAPS * LANES, 0, end);
                     }
                 }
-                switch (4 * larger(0, first + 2 - p) + smaller(3, last + 2 - p)) {  // rows of y that are asked for
-#define CASE(i0, i1) \
-    case 4 * (i0) + (i1): NAME(scatter)(i0, i1, s, ends, images, packed, at_work, image, depth, line, p); break;
-                    CASE(0, 3) CASE(0, 2) CASE(0, 1) CASE(1, 3) CASE(2, 3) CASE(1, 2)
+                for (long o = 0; o < depth; o += TOGETHER * LANES) {
+                    const long i0 = larger(0, first + 2 - p), i1 = smaller(3, last + 2 - p);  // rows that are asked for
+                    switch (8 * i0 + 2 * i1 + (depth - o >= TOGETHER * LANES)) {
+#define CASE(i0, i1, whole, vectors) \
+    case 8 * (i0) + 2 * (i1) + (whole): \
+        NAME(scatter)(i0, i1, vectors, s, ends, images, packed, at_work, image, depth, line, p, o); break;
+#define CASES(i0, i1) CASE(i0, i1, 0, 1) CASE(i0, i1, 1, TOGETHER)
+                        CASES(0, 3) CASES(0, 2) CASES(0, 1) CASES(1, 3) CASES(2, 3) CASES(1, 2)
+#undef CASES
 #undef CASE
+                    }
                 }
             }
             REAL *const done = at_work + (p + 1) % 3 * line;  // row p - 2, which no later row of x meets
@@ -231,8 +252,8 @@ int NAME(sparse_weight_grad)(const Sizes *s, const REAL *x, const REAL *g, REAL 
                     REAL *const to = gw + c * s->O * TAPS, *const rows[3] = {to, to + 3 * LANES, to + 6 * LANES};
                     for (long o = 0; o < s->O; ++o) {
                         const Entry *const begin = ends[o * MOST + k], *const end = ends[(o + 1) * MOST + k];
-                        const Sums sums = NAME(sum)(0, 3, begin, end, at_work + k * image + c, line, depth);
-                        NAME(add)(0, 3, sums, rows, o * TAPS * LANES, LANES);
+                        const Sums sums = NAME(sum)(0, 3, 1, begin, end, at_work + k * image + c, 0, line, depth);
+                        NAME(add)(0, 3, 1, sums, rows, o * TAPS * LANES, LANES);
                     }
                 }
         }
