@@ -13,7 +13,7 @@
 //
 // correlate: FILTERS filters x VECTORS vectors of outputs stay in registers while i, c, j run: a step loads VECTORS
 //   vectors of x and FILTERS numbers of w for FILTERS * VECTORS multiply-adds. The filters are packed in the order in
-//   which they are read. Every output is the sum of the same terms in the same order, wherever it lies and whoever
+//   which they are read; those of one pixel, a dense layer's, are too many for that and read where they lie. Every output is the sum of the same terms in the same order, wherever it lies and whoever
 //   computes it: equal windows have equal sums to the last bit, for any number of images and of threads.
 // weight_grad: g is turned, so that 2 vectors of filters stay beside PAIRS pairs (channel, tap) in registers while the
 //   pixels of a CHUNK run: a step loads 2 vectors of g and PAIRS numbers of x for 2 * PAIRS multiply-adds.
@@ -38,8 +38,7 @@ enum { FILTERS = 4, VECTORS = 3, PAIRS = 6 };
 #endif
 enum { CHUNK = 128 };  // pixels of 2 vectors of filters, which then stay in the first cache
 
-// How many filters there are with those that pack adds.
-long padded_filters(long filters) { return (filters + FILTERS - 1) / FILTERS * FILTERS; }
+const long filters_together = FILTERS;
 
 #define REAL float
 #include "conv2d.c"
@@ -107,12 +106,13 @@ static const REAL *NAME(row)(const Sizes *s, Rows *rows, long r) {
 }
 
 // sums[f][v] = sum over the given rows, C channels and taps j0 <= j < j1; what RUN channels and `width` taps of a row
-// give is added up by itself, which rounds less than one long sum. filters and vectors are constants where it is
-// called.
+// give is added up by itself, which rounds less than one long sum. stride: of filters, channels and taps in w. filters,
+// vectors and the stride of packed filters are constants where it is called.
 INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, const REAL *const *rows, long row_count,
-                        long pitch, long j0, long j1, long width, const REAL *w, Vector sums[FILTERS][VECTORS]) {
+                        long pitch, long j0, long j1, long width, const REAL *w, const long stride[3],
+                        Vector sums[FILTERS][VECTORS]) {
     UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] = (Vector){0};
-    for (long i = 0; i < row_count; ++i, w += s->C * s->kw * FILTERS)
+    for (long i = 0; i < row_count; ++i, w += s->C * stride[1])
         for (long c0 = 0; c0 < s->C; c0 += RUN)
             for (long j = j0; j < j1; j += width) {
                 Vector acc[FILTERS][VECTORS];
@@ -121,22 +121,24 @@ INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, co
                 for (long c = c0; c < smaller(s->C, c0 + RUN); ++c)
                     for (long k = j; k < smaller(j1, j + width); ++k) {
                         const REAL *const in = rows[i] + c * pitch + k * s->N;
-                        const REAL *const tap = w + (c * s->kw + k) * FILTERS;
+                        const REAL *const tap = w + c * stride[1] + k * stride[2];
                         Vector x[VECTORS];
                         UNROLL for (int v = 0; v < vectors; ++v) x[v] = *(const Vector *)(in + v * LANES);
                         UNROLL for (int f = 0; f < filters; ++f)
-                            UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] += tap[f] * x[v];
+                            UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] += tap[f * stride[0]] * x[v];
                     }
                 UNROLL for (int f = 0; f < filters; ++f)
                     UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] += acc[f][v];
             }
 }
 
-// Output rows first <= p < last of y, from packed filters; bias may be NULL. by_tap: every tap is added up by itself,
-// as conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1 where there is no memory.
-int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu, int by_tap,
-                    REAL *y, long first, long last) {
-    const long width = by_tap ? 1 : s->kw, length = s->Q * s->N, w_row = s->C * s->kw * FILTERS;
+// Output rows first <= p < last of y; bias may be NULL. w: packed filters; or of one pixel, a multiple of FILTERS, w[o,c]
+// at w + o * stride[0] + c * stride[1], where stride is not NULL. by_tap: every tap is added up by itself, as
+// conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1 where there is no memory.
+int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *stride, const REAL *bias, int relu,
+                    int by_tap, REAL *y, long first, long last) {
+    const long width = by_tap ? 1 : s->kw, length = s->Q * s->N;
+    const long packed[3] = {1, s->kw * FILTERS, FILTERS}, pixel[3] = {stride ? stride[0] : 0, stride ? stride[1] : 0, 0};
     // Blocks of a row, as few and as equal as they can be.
     const long most = VECTORS * LANES, blocks = larger(1, (length + most - 1) / most);
     const long vectors = larger(1, (length + blocks * LANES - 1) / (blocks * LANES)), step = vectors * LANES;
@@ -153,19 +155,20 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REA
             const long j0 = larger(0, s->left - last_column), j1 = smaller(s->kw, s->W + s->left - at / s->N);
             for (long i = i0; i < i1; ++i) lines[i - i0] = NAME(row)(s, &rows, p - s->top + i) + at;
             for (long o = 0; o < s->O; o += FILTERS) {
-                const REAL *w = packed + (o / FILTERS * s->kh + i0) * w_row;
+                const REAL *const from = w + (stride ? o * stride[0] : (o * s->kh + i0 * FILTERS) * s->C * s->kw);
                 const long remain = s->O - o, filters = remain > FILTERS / 2 ? FILTERS : remain > 1 ? FILTERS / 2 : 1;
                 for (long f = 0; f < smaller(filters, remain); ++f)
                     fetch(y + (p * s->O + o + f) * length + at, smaller(step, length) * sizeof(REAL), 1);
                 Vector sums[FILTERS][VECTORS];
-#define CASE(f, v) \
-    case 4 * (f) + (v): NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, width, w, sums); break;
-                switch (4 * filters + vectors) {
-                    CASE(FILTERS, 3) CASE(FILTERS, 2) CASE(FILTERS, 1)
-                    CASE(FILTERS / 2, 3) CASE(FILTERS / 2, 2) CASE(FILTERS / 2, 1)
-                    CASE(1, 3) CASE(1, 2) CASE(1, 1)
-                }
+                switch (stride ? vectors : 4 * filters + vectors) {
+#define CASE(which, f, v, strides) \
+    case which: NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, width, from, strides, sums); break;
+#define PACKED(f) CASE(4 * (f) + 1, f, 1, packed) CASE(4 * (f) + 2, f, 2, packed) CASE(4 * (f) + 3, f, 3, packed)
+                    PACKED(FILTERS) PACKED(FILTERS / 2) PACKED(1)
+                    CASE(1, FILTERS, 1, pixel) CASE(2, FILTERS, 2, pixel) CASE(3, FILTERS, 3, pixel)
+#undef PACKED
 #undef CASE
+                }
                 for (long f = 0; f < smaller(filters, remain); ++f) {
                     REAL *const out = y + (p * s->O + o + f) * length + at;
                     const REAL *const sum = (const REAL *)sums[f], b = bias ? bias[o + f] : 0;

@@ -31,7 +31,7 @@ CACHE_LINE = 64  # bytes
 # REAL in use. They return nothing; those with "status" in front return whether they had no memory.
 FUNCTIONS = {
     "pack": "sizes array array array",
-    "correlate": "status sizes array array array int int array long long",
+    "correlate": "status sizes array array array array int int array long long",
     "sparse_correlate": "status sizes array array array int array long long long long",
     "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
@@ -82,8 +82,7 @@ class CKernels:
         self._kept.argtypes = [ctypes.c_void_p, ctypes.c_long, *2 * [ctypes.c_uint32], *2 * [ctypes.c_uint64]]
         self._kept.restype = None
         self._vector_bytes = ctypes.c_long.in_dll(library, "vector_bytes").value
-        self._padded_filters = library["padded_filters"]
-        self._padded_filters.argtypes, self._padded_filters.restype = [ctypes.c_long], ctypes.c_long
+        self._filters_together = ctypes.c_long.in_dll(library, "filters_together").value
         self._padded_moved = library["padded_moved"]
         self._padded_moved.argtypes, self._padded_moved.restype = 2 * [ctypes.c_long], ctypes.c_long
 
@@ -119,14 +118,17 @@ class CKernels:
         bias = None if bias is None else np.ascontiguousarray(bias)
         if finite and by_tap and x.shape[3] >= FEW and _is_sparse(x):
             return self._sparse_correlate(sizes, x, w, y, bias, relu)
-        packed = buffers.empty((self._padded_filters(filters) * channels * math.prod(kernel),), x.dtype)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
             w = np.ascontiguousarray(w)
-        strides = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
-        self._call("pack", x.dtype, sizes, w, strides, packed)
+        strides: Any = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
+        if kernel != [1, 1] or filters % self._filters_together:
+            blocks = math.ceil(filters / self._filters_together)
+            packed = buffers.empty((blocks * self._filters_together * channels * math.prod(kernel),), x.dtype)
+            self._call("pack", x.dtype, sizes, w, strides, packed)
+            w, strides = packed, None
 
         def rows(first, last):
-            self._call("correlate", x.dtype, sizes, x, packed, bias, relu, by_tap, y, first, last)
+            self._call("correlate", x.dtype, sizes, x, w, strides, bias, relu, by_tap, y, first, last)
 
         over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
         return y
@@ -171,11 +173,13 @@ class CKernels:
             return self._product_of_few(x, w, bias, relu)
         y = np.empty((w.shape[1], x.shape[1]), x.dtype)
 
-        def units(first, last):
-            filters, part = w[:, first:last].T[:, :, None, None], y[None, first:last, None]
-            self.correlate(x[None, :, None], filters, (0, 0), part, None if bias is None else bias[first:last], relu)
+        def units(*blocks):
+            some = slice(*(self._filters_together * block for block in blocks))
+            filters, part = w[:, some].T[:, :, None, None], y[None, some, None]
+            self.correlate(x[None, :, None], filters, (0, 0), part, None if bias is None else bias[some], relu)
 
-        over_rows(units, y, y.size * len(x) // MULTIPLY_ADDS)
+        blocks = range(math.ceil(len(y) / self._filters_together))
+        over_rows(units, blocks, y.size * len(x) // MULTIPLY_ADDS)
         return y
 
     def _product_of_few(self, x: Array, w: Array, bias: Array | None, relu: bool) -> Array:
