@@ -56,8 +56,8 @@ __device__ __forceinline__ T block_sum(T value, T *scratch) {
     return scratch[thread];
 }
 
-// What a sum gets before it is stored: nothing, the bias, max(., 0), or the bias and then max(., 0).
-enum Epilogue { PLAIN = 0, BIAS = 1, RELU = 2 };
+// What a sum gets before it is stored: nothing, the bias, max(., 0), the bias and then max(., 0), or the mask of a ReLU.
+enum Epilogue { PLAIN = 0, BIAS = 1, RELU = 2, MASK = 4 };
 
 template <typename T>
 __device__ __forceinline__ T finished(T sum, const T *bias, int unit, int epilogue) {

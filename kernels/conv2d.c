@@ -1,7 +1,7 @@
 // 2-D convolution (cross-correlation) with stride 1, and its gradients, on a CPU's vector unit.
 //
 //   forward         y[p,o,q,n]  = b[o] + sum_{i,c,j} w[o,c,i,j] x[p+i-top,c,q+j-left,n], then max(., 0) if asked
-//   input gradient  gx[r,c,s,n] = sum_{o,i,j} w[o,c,i,j] g[r-i+top,o,s-j+left,n]
+//   input gradient  gx[r,c,s,n] = sum_{o,i,j} w[o,c,i,j] g[r-i+top,o,s-j+left,n], or 0 where x <= 0, if asked
 //   weight gradient gw[o,c,i,j] = sum_{p,q,n} g[p,o,q,n] x[p+i-top,c,q+j-left,n]
 //
 // Arrays lie as the indices stand: x (H,C,W,N), y and g (P,O,Q,N), the images innermost; x and g are zero outside. w is
@@ -132,11 +132,11 @@ INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, co
             }
 }
 
-// Output rows first <= p < last of y; bias may be NULL. w: packed filters; or of one pixel, a multiple of FILTERS, w[o,c]
+// Output rows first <= p < last of y; bias and mask may be NULL: y is 0 where a mask is not above 0. w: packed filters; or of one pixel, a multiple of FILTERS, w[o,c]
 // at w + o * stride[0] + c * stride[1], where stride is not NULL. by_tap: every tap is added up by itself, as
 // conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1 where there is no memory.
 int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *stride, const REAL *bias, int relu,
-                    int by_tap, REAL *y, long first, long last) {
+                    const REAL *mask, int by_tap, REAL *y, long first, long last) {
     const long width = by_tap ? 1 : s->kw, length = s->Q * s->N;
     const long packed[3] = {1, s->kw * FILTERS, FILTERS}, pixel[3] = {stride ? stride[0] : 0, stride ? stride[1] : 0, 0};
     // Blocks of a row, as few and as equal as they can be.
@@ -170,12 +170,18 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *st
 #undef CASE
                 }
                 for (long f = 0; f < smaller(filters, remain); ++f) {
-                    REAL *const out = y + (p * s->O + o + f) * length + at;
+                    const long place = (p * s->O + o + f) * length + at;
                     const REAL *const sum = (const REAL *)sums[f], b = bias ? bias[o + f] : 0;
-                    for (long k = 0; k < smaller(step, length); ++k) {
-                        const REAL value = sum[k] + b;
-                        out[k] = relu && value <= 0 ? 0 : value;
-                    }
+                    if (mask)
+                        for (long k = 0; k < smaller(step, length); ++k) {
+                            const REAL value = sum[k] + b, decides = mask[place + k];
+                            y[place + k] = decides <= 0 ? 0 : value;
+                        }
+                    else
+                        for (long k = 0; k < smaller(step, length); ++k) {
+                            const REAL value = sum[k] + b;
+                            y[place + k] = relu && value <= 0 ? 0 : value;
+                        }
                 }
             }
         }

@@ -1,7 +1,7 @@
 // 2-D convolution (cross-correlation) with stride 1, and its gradients.
 //
 //   forward         y[n,o,p,q]  = b[o] + sum_{c,i,j} w[o,c,i,j] x[n,c,p+i-top,q+j-left], then max(., 0) if asked
-//   input gradient  gx[n,c,r,s] = sum_{o,i,j} w[o,c,i,j] g[n,o,r-i+top,s-j+left]
+//   input gradient  gx[n,c,r,s] = sum_{o,i,j} w[o,c,i,j] g[n,o,r-i+top,s-j+left], or 0 where x <= 0, if asked
 //   weight gradient gw[o,c,i,j] = sum_{n,p,q} g[n,o,p,q] x[n,c,p+i-top,q+j-left]
 //
 // x (N,C,H,W), w (O,C,kh,kw), b (O,), y and g (N,O,P,Q); x and g are zero outside. top = left = 0 for "valid",
@@ -47,9 +47,16 @@ static_assert(sizeof(Correlation) == 13 * sizeof(int), "not the struct of minicn
 static_assert(sizeof(TiledCorrelation) == 18 * sizeof(int), "not the struct of minicnn/cuda.py");
 static_assert(sizeof(TiledWeightGrad) == 16 * sizeof(int), "not the struct of minicnn/cuda.py");
 
+// What is stored of the sum at `place` of y. beside: the bias, or a mask of y's shape.
+template <typename T>
+__device__ __forceinline__ T stored(T sum, const T *beside, int o, long long place, int epilogue) {
+    if (epilogue & MASK) return beside[place] <= 0 ? T(0) : sum;
+    return finished(sum, beside, o, epilogue);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
-    correlate(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y,
+    correlate(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ beside, T *__restrict__ y,
               Correlation s) {
     const long long output = blockIdx.x * 256LL + threadIdx.x, plane = (long long)s.P * s.Q;
     if (output >= (long long)s.N * s.O * plane) return;
@@ -64,7 +71,7 @@ __global__ void __launch_bounds__(256, 1)
                 const int tap = i * s.kernel_width + j, taps = s.kernel_height * s.kernel_width;
                 sum += w[s.place_in_w(o, c, tap, taps)] * x[((long long)c * s.H + row) * s.W + column];
             }
-    y[output] = finished(sum, bias, o, s.epilogue);
+    y[output] = stored(sum, beside, o, output, s.epilogue);
 }
 
 template <typename T>
@@ -264,31 +271,33 @@ __device__ __forceinline__ void add_up_groups(T (&sums)[THREAD_FILTERS][2][2], T
 }
 
 template <typename T>
-__device__ __forceinline__ void store_patch(T (&sums)[THREAD_FILTERS][2][2], T *y, const T *bias, const Tile<T> &tile,
+__device__ __forceinline__ void store_patch(T (&sums)[THREAD_FILTERS][2][2], T *y, const T *beside, const Tile<T> &tile,
                                             const Part &part, const TiledCorrelation &s) {
     const int first_filter = tile.first_filter + part.filter, first_row = tile.first_row + 2 * part.patch_row;
     const int column = tile.first_column + 2 * part.patch_column;
-    y += (((long long)(tile.first_image + part.image) * s.O + first_filter) * s.P + first_row) * s.Q + column;
+    const long long corner =
+        (((long long)(tile.first_image + part.image) * s.O + first_filter) * s.P + first_row) * s.Q + column;
     if (column >= s.Q) return;
 #pragma unroll
     for (int k = 0; k < THREAD_FILTERS * 2; ++k) {
         const int f = k / 2, i = k % 2;
         if (first_filter + f >= s.O || first_row + i >= s.P) continue;
-        const Pair<T> out = {finished(sums[f][i][0], bias, first_filter + f, s.epilogue),
-                             finished(sums[f][i][1], bias, first_filter + f, s.epilogue)};
-        T *const to = y + (long long)f * s.P * s.Q + i * s.Q;
+        const long long place = corner + (long long)f * s.P * s.Q + i * s.Q;
+        const bool both = column + 1 < s.Q;
+        const Pair<T> out = {stored(sums[f][i][0], beside, first_filter + f, place, s.epilogue),
+                             stored(sums[f][i][1], beside, first_filter + f, place + both, s.epilogue)};
         if (s.Q % 2 == 0) {
-            *reinterpret_cast<Pair<T> *>(to) = out;
+            *reinterpret_cast<Pair<T> *>(y + place) = out;
         } else {
-            to[0] = out.v[0];
-            if (column + 1 < s.Q) to[1] = out.v[1];
+            y[place] = out.v[0];
+            if (both) y[place + 1] = out.v[1];
         }
     }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(384, sizeof(T) == 4 ? FLOAT_BLOCKS : 1)
-    correlate3x3(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ bias, T *__restrict__ y,
+    correlate3x3(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ beside, T *__restrict__ y,
                  TiledCorrelation s) {
     extern __shared__ __align__(32) char memory[];
     const Tile<T> tile(s, memory);
@@ -311,7 +320,7 @@ __global__ void __launch_bounds__(384, sizeof(T) == 4 ? FLOAT_BLOCKS : 1)
         }
     }
     add_up_groups(sums, tile.filters, part, s.split);
-    if (part.group == 0 && tile.first_image + part.image < s.N) store_patch(sums, y, bias, tile, part, s);
+    if (part.group == 0 && tile.first_image + part.image < s.N) store_patch(sums, y, beside, tile, part, s);
 }
 
 // weight_grad3x3. An implicit matrix product over the pixels: a block of 256 threads takes 32 filters x block_channels

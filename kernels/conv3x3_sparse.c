@@ -133,23 +133,31 @@ INLINE void NAME(scatter)(const int i0, const int i1, const int vectors, const S
 }
 
 // Row p of y for `images` images from n on, from its sums.
-static void NAME(give)(const Sizes *s, const REAL *sums, long image, long depth, const REAL *bias, int relu, REAL *y,
-                       long p, long n, long images) {
+static void NAME(give)(const Sizes *s, const REAL *sums, long image, long depth, const REAL *bias, int relu,
+                       const REAL *mask, REAL *y, long p, long n, long images) {
     for (long q = 0; q < s->Q; ++q)
         for (long o = 0; o < s->O; ++o) {
             const REAL b = bias ? bias[o] : 0;
-            REAL *const out = y + ((p * s->O + o) * s->Q + q) * s->N + n;
-            for (long k = 0; k < images; ++k) {
-                const REAL value = sums[k * image + (q + 2 - s->left) * depth + o] + b;
-                out[k] = relu && value <= 0 ? 0 : value;
-            }
+            const long place = ((p * s->O + o) * s->Q + q) * s->N + n;
+            const REAL *const sum = sums + (q + 2 - s->left) * depth + o;
+            if (mask) {  // each its own loop, or gcc makes no vectors
+                fetch(mask + place + AHEAD * s->N, images * sizeof(REAL), 0);
+                for (long k = 0; k < images; ++k) {
+                    const REAL value = sum[k * image] + b, decides = mask[place + k];
+                    y[place + k] = decides <= 0 ? 0 : value;
+                }
+            } else
+                for (long k = 0; k < images; ++k) {
+                    const REAL value = sum[k * image] + b;
+                    y[place + k] = relu && value <= 0 ? 0 : value;
+                }
         }
 }
 
-// Output rows first <= p < last, for the images first_image <= n < last_image; bias may be NULL. Returns 0, or -1 where
-// there is no memory.
-int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu, REAL *y,
-                           long first, long last, long first_image, long last_image) {
+// Output rows first <= p < last, for the images first_image <= n < last_image; bias and mask may be NULL: y is 0 where a
+// mask is not above 0. Returns 0, or -1 where there is no memory.
+int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu,
+                           const REAL *mask, REAL *y, long first, long last, long first_image, long last_image) {
     const long depth = (s->O + LANES - 1) / LANES * LANES, columns = larger(s->W + 2, s->Q + 2 - s->left);
     const long line = columns * depth, image = pitch(3 * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
@@ -187,7 +195,7 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
                 }
             }
             REAL *const done = at_work + (p + 1) % 3 * line;  // row p - 2, which no later row of x meets
-            if (p - 2 >= first) NAME(give)(s, done, image, depth, bias, relu, y, p - 2, n, images);
+            if (p - 2 >= first) NAME(give)(s, done, image, depth, bias, relu, mask, y, p - 2, n, images);
             for (long k = 0; k < images; ++k) memset(done + k * image, 0, line * sizeof(REAL));
         }
         memset(at_work, 0, most * image * sizeof(REAL));

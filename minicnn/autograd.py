@@ -7,13 +7,14 @@ called. First order only.
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 
@@ -26,6 +27,28 @@ Axis = int | tuple[int, ...] | None
 P = ParamSpec("P")
 
 _this_thread = threading.local()
+
+
+class ReluGradient(NamedTuple):
+    """What an operation that ends in ReLU gives as shared: mask(g), which is 0 where the value is not above 0, then
+    rest(g). Where one pullback alone gives the cotangent of the value, and is a MaskedPullback, the mask is left to it.
+    """
+
+    mask: Pullback
+    rest: Pullback = lambda g: g
+
+    def __call__(self, g: Array) -> Array:
+        return self.rest(self.mask(g))
+
+
+class MaskedPullback(NamedTuple):
+    """A pullback that can do the gradient of the ReLU before it, too: pullback(g, mask), 0 where the mask is not above
+    0, an array like the argument or None."""
+
+    function: Callable[[Array, Array | None], Array]
+
+    def __call__(self, g: Array) -> Array:
+        return self.function(g, None)
 
 
 class no_grad:
@@ -55,8 +78,8 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
     """Turn a function on arrays into a differentiable operation on Tensors.
 
     function(*arrays, **options) returns (value, pullbacks), or (value, pullbacks, shared), where shared(g) is the step
-    of the backward pass that all its pullbacks begin with. Arguments that are no Tensor are constants,
-    which must not change before backward: only Tensors have a version that tells.
+    of the backward pass that all its pullbacks begin with; it may be a ReluGradient. Arguments that are no Tensor are
+    constants, which must not change before backward: only Tensors have a version that tells.
 
     Raises TypeError where Tensors of different dtype or backend meet, where the value has another dtype, where a
     Tensor that requires a gradient has no pullback, or None, for a Tensor by keyword, for a value that is no array, and
@@ -490,14 +513,18 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
 
     order = _topological_order(output)
     needed: set[Tensor] = set()
+    uses: collections.Counter[Tensor] = collections.Counter()
     for tensor in order:
-        if wanted(tensor) or any(parent in needed for parent, _ in tensor.edges):
+        parents = [parent for parent, _ in tensor.edges if parent in needed]
+        uses.update(parents)
+        if wanted(tensor) or parents:
             needed.add(tensor)
 
     for tensor in order:
         if tensor in needed and tensor.edges:
             _check_unchanged(tensor)
 
+    shared = {tensor: tensor.shared for tensor in needed}
     sums: dict[Tensor, Array] = {output: cotangent}
     results: dict[Tensor, Array] = {}
     taken = {id(_owner(array)) for array in (cotangent, *(tensor.data for tensor in order))}
@@ -510,17 +537,23 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
             taken.add(id(_owner(results[tensor])))
         edges = [(parent, pullback) for parent, pullback in tensor.edges if parent in needed]
         with np.errstate(under="ignore"):
-            if edges and tensor.shared:
-                g = tensor.shared(g)
+            if edges and (step := shared[tensor]):
+                g = step(g)
             for parent, pullback in edges:
-                contribution = pullback(g)
+                relu, alone = shared[parent], uses[parent] == 1 and not wanted(parent)
+                if alone and isinstance(relu, ReluGradient) and isinstance(pullback, MaskedPullback):
+                    contribution = pullback.function(g, parent.data)
+                    shared[parent] = relu.rest
+                else:
+                    contribution = pullback(g)
+                function = pullback.function if isinstance(pullback, MaskedPullback) else pullback
                 shape, dtype = _shape(contribution), getattr(contribution, "dtype", type(contribution).__name__)
                 if (shape, dtype) != (parent.shape, parent.dtype):
-                    name = getattr(pullback, "__qualname__", repr(pullback)).replace(".<locals>", "")
+                    name = getattr(function, "__qualname__", repr(function)).replace(".<locals>", "")
                     raise TypeError(
                         f"the pullback {name} gave {dtype}{shape} for an argument that is {parent.dtype}{parent.shape}"
                     )
-                if not str(getattr(pullback, "__module__", None)).startswith("minicnn."):
+                if not str(getattr(function, "__module__", None)).startswith("minicnn."):
                     taken.add(id(_owner(contribution)))  # which an operation of one's own may keep
                 sums[parent] = sums[parent] + contribution if parent in sums else contribution
     return results

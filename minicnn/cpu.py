@@ -94,11 +94,12 @@ def conv2d(x: Array, w: Array, b: Array | None, size_out: Size, offset: Size, re
     return _logical(_kernels()[0].correlate(_physical(x), w, offset, y, b, relu))
 
 
-def conv2d_input_grad(g: Array, w: Array, size: Size, offset: Size) -> Array:
-    """Gradient of conv2d by x. g (N, O, H', W') -> (N, C, *size)."""
-    _check_dtypes(g, w)
+def conv2d_input_grad(g: Array, w: Array, size: Size, offset: Size, mask: Array | None = None) -> Array:
+    """Gradient of conv2d by x. g (N, O, H', W') -> gx (N, C, *size). With a mask of that shape relu_grad(gx, mask)."""
+    _check_dtypes(g, w, mask)
     gx = buffers.empty((size[0], w.shape[1], size[1], len(g)), g.dtype)
-    return _logical(_kernels()[0].input_grad(_physical(g), w, gx, offset))
+    mask = None if mask is None else _physical(mask)
+    return _logical(_kernels()[0].input_grad(_physical(g), w, gx, offset, mask))
 
 
 def conv2d_weight_grad(x: Array, g: Array, kernel: Size, offset: Size) -> Array:

@@ -83,7 +83,7 @@ _ARRAYS = {"U": np.uint32, "I": np.int32, "B": np.uint8, "D": np.float64}
 _SCALARS = {"i": np.int32, "l": np.int64, "u": np.uint32, "q": np.uint64}
 
 _SHARED_BYTES = 48 * 1024  # what every GPU since sm_50 gives a block
-_PLAIN, _BIAS, _RELU = 0, 1, 2  # the kernels' Epilogue, to be added up
+_PLAIN, _BIAS, _RELU, _MASK = 0, 1, 2, 4  # the kernels' Epilogue, to be added up
 _WEIGHT_GRAD_BLOCKS = 256  # about two for each multiprocessor of a large GPU
 _PRODUCT_BLOCKS = 128
 _STRIP = 4  # pixels of a thread of input_grad_one_channel
@@ -385,38 +385,40 @@ class Cuda:
     def _per_row(self, kernel, types, rows, *arguments):
         self._launch(kernel, types, (_ceil_div(rows, 128),), (128,), *arguments)
 
-    def _correlate(self, x, w, bias, shape_out, offset, flipped, epilogue):
-        """sum over channels and taps of x, shifted, times w: both ways through a convolution (conv2d.cu)."""
+    def _correlate(self, x, w, beside, shape_out, offset, flipped, epilogue):
+        """sum over channels and taps of x, shifted, times w: both ways through a convolution (conv2d.cu). beside: what
+        the epilogue reads, a bias or a mask; an array there must be, though none may be read."""
         y, kernel = self.xp.empty(shape_out, x.dtype), w.shape[2:]
         fields = _sizes(x.shape, shape_out, kernel, offset) | {"flipped": flipped, "epilogue": epilogue}
         if kernel != (3, 3):
-            self._launch("correlate", self._type(x), (_ceil_div(y.size, 256),), (256,), x, w, bias, y, fields)
+            self._launch("correlate", self._type(x), (_ceil_div(y.size, 256),), (256,), x, w, beside, y, fields)
         elif y.size:
             (n, c), (_, o, p, q) = x.shape[:2], shape_out
             tiles, shared = _correlate_tiles(c, p, q, x.dtype.itemsize)
             images, rows, columns = tiles["block_images"], tiles["patch_rows"], tiles["patch_columns"]
             blocks = _ceil_div(n, images) * _ceil_div(p, 2 * rows) * _ceil_div(q, 2 * columns)
             grid, block = (blocks, _ceil_div(o, 32)), (4 * images * rows * columns * tiles["split"],)
-            self._launch("correlate3x3", self._type(x), grid, block, x, w, bias, y, fields | tiles, shared_mem=shared)
+            self._launch("correlate3x3", self._type(x), grid, block, x, w, beside, y, fields | tiles, shared_mem=shared)
         return y
 
     def conv2d(self, x: Array, w: Array, b: Array | None, size_out: Size, offset: Size, relu: bool) -> Array:
         x, w = self._inputs(x, w)
         epilogue = (_PLAIN if b is None else _BIAS) | (_RELU if relu else _PLAIN)
-        b = w if b is None else self._inputs(b)  # an array there must be, though it is not read
+        b = w if b is None else self._inputs(b)
         return self._correlate(x, w, b, (len(x), len(w), *size_out), offset, False, epilogue)
 
-    def conv2d_input_grad(self, g: Array, w: Array, size: Size, offset: Size) -> Array:
+    def conv2d_input_grad(self, g: Array, w: Array, size: Size, offset: Size, mask: Array | None = None) -> Array:
         g, w = self._inputs(g, w)
         shape, kernel = (len(g), w.shape[1], *size), w.shape[2:]
         if w.shape[1] > 1:
             flipped_offset = [k - 1 - before for k, before in zip(kernel, offset, strict=True)]
-            return self._correlate(g, w, w, shape, flipped_offset, True, _PLAIN)
+            beside, epilogue = (w, _PLAIN) if mask is None else (self._inputs(mask), _MASK)
+            return self._correlate(g, w, beside, shape, flipped_offset, True, epilogue)
         gx = self.xp.empty(shape, g.dtype)
         fields, strips = _sizes(shape, g.shape, kernel, offset), len(g) * _ceil_div(size[0], _STRIP) * size[1]
         types = f"{self._type(gx)}, {3 if kernel == (3, 3) else 0}"
         self._launch("input_grad_one_channel", types, (_ceil_div(strips, 256),), (256,), g, w, gx, fields)
-        return gx
+        return gx if mask is None else self.relu_grad(gx, mask)
 
     def conv2d_weight_grad(self, x: Array, g: Array, kernel: Size, offset: Size) -> Array:
         x, g = self._inputs(x, g)

@@ -31,8 +31,8 @@ CACHE_LINE = 64  # bytes
 # REAL in use. They return nothing; those with "status" in front return whether they had no memory.
 FUNCTIONS = {
     "pack": "sizes array array array",
-    "correlate": "status sizes array array array array int int array long long",
-    "sparse_correlate": "status sizes array array array int array long long long long",
+    "correlate": "status sizes array array array array int array int array long long",
+    "sparse_correlate": "status sizes array array array int array array long long long long",
     "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
     "relu_grad": "array array array long",
@@ -105,6 +105,7 @@ class CKernels:
         y: Array,
         bias: Array | None = None,
         relu: bool = False,
+        mask: Array | None = None,
         finite: bool = False,
     ) -> Array:
         """finite: whether w is known to be."""
@@ -114,10 +115,10 @@ class CKernels:
         by_tap = channels >= MANY_CHANNELS and self._sparse_kernel(kernel, offset, filters, x.dtype)
         finite = finite or not (beside or by_tap) or bool(np.isfinite(w).all())
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
-            return kernels_numpy.correlate(x, w, offset, y, bias, relu)
+            return kernels_numpy.correlate(x, w, offset, y, bias, relu, mask)
         bias = None if bias is None else np.ascontiguousarray(bias)
         if finite and by_tap and x.shape[3] >= FEW and _is_sparse(x):
-            return self._sparse_correlate(sizes, x, w, y, bias, relu)
+            return self._sparse_correlate(sizes, x, w, y, bias, relu, mask)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
             w = np.ascontiguousarray(w)
         strides: Any = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
@@ -128,12 +129,14 @@ class CKernels:
             w, strides = packed, None
 
         def rows(first, last):
-            self._call("correlate", x.dtype, sizes, x, w, strides, bias, relu, by_tap, y, first, last)
+            self._call("correlate", x.dtype, sizes, x, w, strides, bias, relu, mask, by_tap, y, first, last)
 
         over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
         return y
 
-    def _sparse_correlate(self, sizes: Sizes, x: Array, w: Array, y: Array, bias: Array | None, relu: bool) -> Array:
+    def _sparse_correlate(
+        self, sizes: Sizes, x: Array, w: Array, y: Array, bias: Array | None, relu: bool, mask: Array | None
+    ) -> Array:
         (filters, channels, *kernel), images = w.shape, x.shape[3]
         vectors, lanes = self._vectors(filters, x.dtype)
         packed = _on_cache_lines((vectors, channels, *kernel, lanes), x.dtype)
@@ -143,7 +146,7 @@ class CKernels:
             vector[..., : len(some)] = some.transpose(1, 2, 3, 0)
 
         def part(*ends):  # first and last row, first and last image
-            self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, y, *ends)
+            self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, mask, y, *ends)
 
         if images < BLOCK * workers():
             over_rows(lambda first, last: part(first, last, 0, images), y, y.size * channels * 9 // MULTIPLY_ADDS)
@@ -152,10 +155,10 @@ class CKernels:
             in_parallel(lambda share: part(0, len(y), share.start, min(share.stop, images)), shares)
         return y
 
-    def input_grad(self, g: Array, w: Array, gx: Array, offset: Size) -> Array:
+    def input_grad(self, g: Array, w: Array, gx: Array, offset: Size, mask: Array | None = None) -> Array:
         if not np.isfinite(w).all():  # times 0 that is NaN, and there are no zeros beside g
-            return kernels_numpy.input_grad(g, w, gx, offset)
-        return self.correlate(g, *kernels_numpy.flipped(w, offset), gx, finite=True)
+            return kernels_numpy.input_grad(g, w, gx, offset, mask)
+        return self.correlate(g, *kernels_numpy.flipped(w, offset), gx, mask=mask, finite=True)
 
     def _sparse_kernel(self, kernel: Sequence[int], offset: Size, filters: int, dtype: np.dtype) -> bool:
         """Whether such a convolution is one for conv3x3_sparse.c."""

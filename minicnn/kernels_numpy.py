@@ -30,25 +30,37 @@ _quiet = np.errstate(over="ignore", invalid="ignore")  # infinity and NaN are re
 
 
 @_quiet
-def correlate(x: Array, w: Array, offset: Size, y: Array, bias: Array | None = None, relu: bool = False) -> Array:
-    """y[p, o, q, n] = bias[o] + sum_{i,c,j} w[o, c, i, j] x[p + i - top, c, q + j - left, n], then max(y, 0) with relu.
+def correlate(
+    x: Array,
+    w: Array,
+    offset: Size,
+    y: Array,
+    bias: Array | None = None,
+    relu: bool = False,
+    mask: Array | None = None,
+) -> Array:
+    """y[p, o, q, n] = bias[o] + sum_{i,c,j} w[o, c, i, j] x[p + i - top, c, q + j - left, n], then max(y, 0) with relu,
+    relu_grad(y, mask) with a mask.
 
-    w (O, C, kh, kw) of any strides, offset (top, left). Writes and returns y.
+    w (O, C, kh, kw) of any strides, offset (top, left), mask of y's shape. Writes and returns y.
     """
     windows = columns(x, (len(y), y.shape[2]), w.shape[2:], offset)
     filters = np.ascontiguousarray(w).reshape(len(w), windows.shape[-1])
     y[...] = np.matmul(filters, windows[..., None])[..., 0].transpose(0, 3, 1, 2)
     if bias is not None:
         y += bias[:, None, None]
+    if mask is not None:
+        select(y, ~(mask <= 0), y)
     return np.maximum(y, 0, out=y) if relu else y
 
 
 @_quiet
-def input_grad(g: Array, w: Array, gx: Array, offset: Size) -> Array:
+def input_grad(g: Array, w: Array, gx: Array, offset: Size, mask: Array | None = None) -> Array:
     """gx[r, c, s, n] = sum_{o,i,j} w[o, c, i, j] g[r - i + top, o, s - j + left, n], the sum over those g that there
-    are: g correlated with the flipped, transposed filters. Writes and returns gx."""
+    are: g correlated with the flipped, transposed filters; then relu_grad(gx, mask) with a mask. Writes and returns
+    gx."""
     if np.isfinite(w).all():
-        return correlate(g, *flipped(w, offset), gx)
+        return correlate(g, *flipped(w, offset), gx, mask=mask)
     gx[...] = 0  # tap by tap: no filter that is not finite is to meet a zero beside g
     for i, j in np.ndindex(*w.shape[2:]):
         top, left = offset[0] - i, offset[1] - j
@@ -56,7 +68,7 @@ def input_grad(g: Array, w: Array, gx: Array, offset: Size) -> Array:
         columns = slice(max(0, -left), min(gx.shape[2], g.shape[2] - left))
         met = g[rows.start + top : max(0, rows.stop + top), :, columns.start + left : max(0, columns.stop + left)]
         gx[rows, :, columns] += np.einsum("oc,poqn->pcqn", w[:, :, i, j], met)
-    return gx
+    return gx if mask is None else select(gx, ~(mask <= 0), gx)
 
 
 def flipped(w: Array, offset: Size) -> tuple[Array, Size]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minicnn import backend
-from minicnn.autograd import Array, ValueAndPullbacks, op
+from minicnn.autograd import Array, MaskedPullback, ReluGradient, ValueAndPullbacks, op
 
 LARGEST_POOL = 16  # its winners are numbered in a byte
 
@@ -172,11 +172,11 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
     size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
     y = f.conv2d(x, w, b, size_out, offset, relu)
     pullbacks = (
-        lambda g: f.conv2d_input_grad(g, w, size, offset),
+        MaskedPullback(lambda g, mask: f.conv2d_input_grad(g, w, size, offset, mask)),
         lambda g: f.conv2d_weight_grad(x, g, kernel, offset),
         lambda g: f.bias_grad(g),
     )
-    return (y, pullbacks, lambda g: f.relu_grad(g, y)) if relu else (y, pullbacks)
+    return (y, pullbacks, ReluGradient(lambda g: f.relu_grad(g, y))) if relu else (y, pullbacks)
 
 
 @op
@@ -245,7 +245,7 @@ def conv2d_max_pool2d(
     f = _functions(x)
     y, pullbacks, *_ = inspect.unwrap(conv2d)(x, w, b, padding, relu)
     z, (unpool,) = inspect.unwrap(max_pool2d)(y, size, ties)
-    return z, pullbacks, lambda g: unpool(f.relu_grad(g, z) if relu else g)
+    return z, pullbacks, ReluGradient(lambda g: f.relu_grad(g, z), unpool) if relu else unpool
 
 
 def _counter(name: str, value: Any, bits: int) -> int:

@@ -60,6 +60,7 @@ def differentiated(output):
         tensor = stack.pop()
         for parent, pullback in tensor.edges:
             written = tensor.shared or pullback
+            written = written[0] if isinstance(written, tuple) else written
             found.add(written.__qualname__.removeprefix("Tensor.").split(".")[0])
             stack.append(parent)
     return found
@@ -94,11 +95,11 @@ def transposed_weight(right):
 
 
 def transposed_filters(right):
-    return lambda g, w, size, offset: right(g, w.transpose(0, 1, 3, 2).copy(), size, offset)
+    return lambda g, w, size, offset, *mask: right(g, w.transpose(0, 1, 3, 2).copy(), size, offset, *mask)
 
 
 def unflipped_filters(right):
-    return lambda g, w, size, offset: right(g, w[:, :, ::-1, ::-1].copy(), size, offset)
+    return lambda g, w, size, offset, *mask: right(g, w[:, :, ::-1, ::-1].copy(), size, offset, *mask)
 
 
 def taps_off_by_one(right):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minicnn import backend, ops
-from minicnn.autograd import Tensor
+from minicnn.autograd import Tensor, grad
 from tests.test_cpu import philox_oracle
 
 DTYPES = [np.float32, np.float64]
@@ -141,6 +141,83 @@ def test_conv2d_input_gradient_of_zeros_is_exactly_zero(device, channels):
     gx = host(device.functions.conv2d_input_grad(device.asarray(g), w, (7, 8), (0, 0)))
     assert (gx[0] != 0).all() and (gx[1] == 0).all()
     assert (gx[2, :, :2] == 0).all() and (gx[2, :, 2:] != 0).all()
+
+
+@both_dtypes
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel"),
+    [
+        ((20, 17, 7, 9), 33, (3, 3)),
+        ((3, 2, 5, 6), 4, (3, 3)),
+        ((2, 1, 6, 5), 3, (3, 3)),
+        ((2, 3, 5, 4), 2, (2, 3)),
+        ((40, 9, 1, 1), 7, (1, 1)),
+        ((0, 2, 5, 5), 3, (3, 3)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("infinite", [False, True])
+def test_conv2d_input_gradient_with_a_mask_is_that_of_relu_after_it(
+    device, shape, filters, kernel, padding, infinite, dtype
+):
+    """To the last bit. What decides: numbers below and above 0, both zeros, infinity and NaN."""
+    f, rng = device.functions, np.random.default_rng(0)
+    offset = tuple((k - 1) // 2 if padding == "same" else 0 for k in kernel)
+    size_out = shape[2:] if padding == "same" else tuple(s - k + 1 for s, k in zip(shape[2:], kernel, strict=True))
+    g, w = noise((shape[0], filters, *size_out), dtype), noise((filters, shape[1], *kernel), dtype, 1)
+    g[: shape[0] // 2] *= rng.random(g[: shape[0] // 2].shape) < 0.1
+    w.flat[0] = np.inf if infinite else w.flat[0]
+    mask = rng.choice(np.array([-1, -0.0, 0, 1e-40, 2, np.inf, -np.inf, np.nan], dtype), shape)
+    g, w, mask = (device.asarray(a.astype(dtype)) for a in (g, w, mask))
+    with np.errstate(invalid="ignore"):
+        found, plain = (f.conv2d_input_grad(g, w, shape[2:], offset, *rest) for rest in ((mask,), ()))
+    assert host(found).tobytes() == host(f.relu_grad(plain, mask)).tobytes()
+    assert not shape[0] or not np.array_equal(host(found), host(plain), equal_nan=True)
+
+
+USES_OF_H = {  # what is made of h and y = conv2d(h), and what gradients are asked for beside that by x
+    "by one convolution": (lambda h, y, conv: y, False),
+    "by two convolutions": (lambda h, y, conv: y + conv(h), False),
+    "by another operation": (lambda h, y, conv: y.sum() + h.sum(), False),
+    "twice by one operation": (lambda h, y, conv: (h * h).sum() + y.sum(), False),
+    "by another operation alone": (lambda h, y, conv: (h * h).sum(), False),
+    "its gradient asked for": (lambda h, y, conv: y, True),
+}
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("use", USES_OF_H)
+def test_relu_between_convolutions(device, monkeypatch, use, pooled):
+    """The convolution after a ReLU does its gradient too where it alone uses what the ReLU gave, and nowhere else; the
+    bits are those of the two one after the other."""
+    x, w, b, v, c = (
+        tensor(device, noise(shape, np.float32, i), np.float32)
+        for i, shape in enumerate([(4, 2, 8, 8), (5, 2, 3, 3), (5,), (3, 5, 3, 3), (3,)])
+    )
+    f, masks, (outcome, wanted) = device.functions, [], USES_OF_H[use]
+    right = f.conv2d_input_grad
+
+    def recorded(g, w, size, offset, mask=None):
+        masks.append(mask is not None)
+        return right(g, w, size, offset, mask)
+
+    monkeypatch.setattr(f, "conv2d_input_grad", recorded)
+    found = []
+    for together in (True, False):
+        if together:
+            h = ops.conv2d_max_pool2d(x, w, b, relu=True) if pooled else ops.conv2d(x, w, b, relu=True)
+        else:
+            h = ops.relu(ops.conv2d(x, w, b))
+            h = ops.max_pool2d(h) if pooled else h
+        out = outcome(h, ops.conv2d(h, v, c, padding="same"), lambda h: ops.conv2d(h, v, c, padding="same"))
+        gradients = grad(out, [x, w, b, *([h] if wanted else [])], device.xp.ones_like(out.data))
+        found.append([host(gradient) for gradient in gradients])
+        assert any(masks) == (together and use == "by one convolution"), masks
+        masks.clear()
+    for one, other in zip(*found, strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert len(found[0]) == 3 or (found[0][3] != 0).all(), "the gradient by h is that before its ReLU"
 
 
 DENSE = [(1, 1, 1), (2, 3, 5), (1, 67, 10), (65, 4, 33), (65, 70, 130), (2, 1027, 3), (1030, 3, 5), (10000, 20, 3)]

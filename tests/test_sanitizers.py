@@ -116,7 +116,8 @@ def _convolve_and_pool(dtype, images, channels, filters, size, offset):
     x, w = np.ones((images, channels, *size), dtype), np.ones((filters, channels, 3, 3), dtype)
     size_out = tuple(s + 2 * o - 2 for s, o in zip(size, offset, strict=True))
     y = cpu.conv2d(x, w, np.ones(filters, dtype), size_out, offset, True)
-    cpu.conv2d_input_grad(y, w, size, offset), cpu.conv2d_weight_grad(x, y, (3, 3), offset), cpu.relu_grad(y, y)
+    cpu.conv2d_input_grad(y, w, size, offset), cpu.conv2d_input_grad(y, w, size, offset, x)
+    cpu.conv2d_weight_grad(x, y, (3, 3), offset), cpu.relu_grad(y, y)
     pooled, winner = cpu.max_pool2d(y, 2)
     for ties in ("first", "all"):
         cpu.max_pool2d_grad(pooled, y, pooled, winner, 2, ties)
