@@ -15,27 +15,32 @@
 #define REAL double
 #include "dropout.c"
 
-enum { BESIDE = 16 };  // blocks whose rounds run beside each other, for the compiler to put into vectors
+enum { BESIDE = 16 };  // rows whose rounds run beside each other, for the compiler to put into vectors
 
-void dropout_kept(uint8_t *kept, long count, uint32_t layer, uint32_t step, uint64_t seed, uint64_t threshold) {
-    for (long block = 0; 4 * block < count; block += BESIDE) {
-        uint32_t words[4][BESIDE];
-        for (int k = 0; k < BESIDE; ++k) {
-            words[0][k] = (uint32_t)(block + k), words[1][k] = layer, words[2][k] = step, words[3][k] = 0;
-        }
-        uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
-        for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
+// The mask of rows and columns, of these a multiple of 4, at kept[r * row + c * column] for i = r * columns + c.
+void dropout_kept(uint8_t *kept, long rows, long columns, long row, long column, uint32_t layer, uint32_t step,
+                  uint64_t seed, uint64_t threshold) {
+    for (long c = 0; c < columns; c += 4)
+        for (long r = 0; r < rows; r += BESIDE) {
+            uint64_t words[4][BESIDE];  // of 32 bits, as their products need them
             for (int k = 0; k < BESIDE; ++k) {
-                const uint64_t product0 = words[0][k] * (uint64_t)0xD2511F53u;
-                const uint64_t product1 = words[2][k] * (uint64_t)0xCD9E8D57u;
-                words[0][k] = (uint32_t)(product1 >> 32) ^ words[1][k] ^ key0;
-                words[1][k] = (uint32_t)product1;
-                words[2][k] = (uint32_t)(product0 >> 32) ^ words[3][k] ^ key1;
-                words[3][k] = (uint32_t)product0;
+                words[0][k] = (uint32_t)(((r + k) * columns + c) / 4);
+                words[1][k] = layer, words[2][k] = step, words[3][k] = 0;
             }
-        for (long i = 4 * block; i < 4 * (block + BESIDE) && i < count; ++i)
-            kept[i] = words[i % 4][i / 4 - block] < threshold;
-    }
+            uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+            for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
+                NO_UNROLL for (int k = 0; k < BESIDE; ++k) {
+                    const uint64_t product0 = words[0][k] * 0xD2511F53u, product1 = words[2][k] * 0xCD9E8D57u;
+                    words[0][k] = product1 >> 32 ^ words[1][k] ^ key0;
+                    words[1][k] = (uint32_t)product1;
+                    words[2][k] = product0 >> 32 ^ words[3][k] ^ key1;
+                    words[3][k] = (uint32_t)product0;
+                }
+            for (int w = 0; w < 4; ++w) {
+                uint8_t *const to = kept + r * row + (c + w) * column;
+                for (int k = 0; k < BESIDE && r + k < rows; ++k) to[k * row] = words[w][k] < threshold;
+            }
+        }
 }
 #else
 

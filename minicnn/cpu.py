@@ -331,7 +331,7 @@ def dropout(x: Array, rate: float, seed: int, layer: int, step: Step) -> tuple[A
     """
     key = layer, int(np.asarray(step).reshape(())), seed
     kept = np.empty_like(x, bool)  # which lies as x does
-    kept[...] = _kernels()[0].kept_by_dropout(x.size, *key, round((1 - rate) * 2**32)).reshape(x.shape)
+    _kernels()[0].draw_kept(kept, *key, round((1 - rate) * 2**32))
     return dropout_grad(x, kept, rate, seed, layer, step), kept
 
 

@@ -79,7 +79,7 @@ class CKernels:
                 function.restype = ctypes.c_int if parameters.startswith("status") else None
                 self._functions[name, np.dtype(real)] = function
         self._kept = library["dropout_kept"]
-        self._kept.argtypes = [ctypes.c_void_p, ctypes.c_long, *2 * [ctypes.c_uint32], *2 * [ctypes.c_uint64]]
+        self._kept.argtypes = [ctypes.c_void_p, *4 * [ctypes.c_long], *2 * [ctypes.c_uint32], *2 * [ctypes.c_uint64]]
         self._kept.restype = None
         self._vector_bytes = ctypes.c_long.in_dll(library, "vector_bytes").value
         self._filters_together = ctypes.c_long.in_dll(library, "filters_together").value
@@ -299,10 +299,16 @@ class CKernels:
         over_rows(images, e, e.size * size**2)
         return e
 
-    def kept_by_dropout(self, count: int, layer: int, step: int, seed: int, threshold: int) -> Array:
-        kept = np.empty(count, bool)
-        self._kept(kept.ctypes.data, count, layer, step, seed, threshold)
-        return kept
+    def draw_kept(self, kept: Array, layer: int, step: int, seed: int, threshold: int) -> None:
+        if kept.flags.c_contiguous and kept.size % 4 == 0:
+            rows = kept.reshape(-1, 4)
+        elif kept.ndim == 2 and kept.shape[1] % 4 == 0:
+            rows = kept
+        else:
+            rows = np.empty((math.ceil(kept.size / 4), 4), bool)
+        self._kept(rows.ctypes.data, *rows.shape, *rows.strides, layer, step, seed, threshold)
+        if not np.shares_memory(rows, kept):
+            kept[...] = rows.reshape(-1)[: kept.size].reshape(kept.shape)
 
     def dropout(self, x: Array, kept: Array, scale: float) -> Array:
         y = np.empty_like(x)

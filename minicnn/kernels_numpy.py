@@ -219,9 +219,11 @@ def max_pool2d_moved(
     return e
 
 
-def kept_by_dropout(count: int, layer: int, step: int, seed: int, threshold: int) -> Array:
-    """Whether word i % 4 of Philox block i // 4 is below the threshold, (count,) bool."""
-    return philox(-(-count // 4), layer, step, seed).reshape(-1)[:count] < threshold
+def draw_kept(kept: Array, layer: int, step: int, seed: int, threshold: int) -> None:
+    """Write to each element i of kept (bool) in C order whether word i % 4 of Philox block i // 4 is below the
+    threshold."""
+    words = philox(-(-kept.size // 4), layer, step, seed).reshape(-1)[: kept.size]
+    kept[...] = (words < threshold).reshape(kept.shape)
 
 
 def dropout(x: Array, kept: Array, scale: float) -> Array:
