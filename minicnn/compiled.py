@@ -18,6 +18,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,7 +53,10 @@ def load(sources: Sequence[Path], kept_in: Path | None = None) -> ctypes.CDLL:
     texts = [path.read_bytes() for path in (*sources, *sorted(sources[0].parent.glob("*.h")))]
 
     def make(library: Path) -> None:
-        _run([*command, *map(str, sources), "-o", str(library)])
+        objects = [str(library.with_name(f"{source.stem}.o")) for source in sources]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda source, to: _run([*command, "-c", str(source), "-o", to]), sources, objects))
+        _run([*command, *objects, "-o", str(library)])
 
     try:
         made_from = [*texts, shlex.join(command).encode(), predefined]
