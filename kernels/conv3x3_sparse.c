@@ -208,7 +208,7 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
 // is not finite.
 static int NAME(turn_row)(const Sizes *s, const REAL *x, long r, long n, long images, long depth, long image,
                           REAL *to) {
-    int infinite = 0;
+    int32_t infinite[MOST] = {0}, any = 0;
     for (long q = 0; q < s->Q + 2; ++q)
         for (long c = 0; c < s->C; ++c) {
             const long column = q - s->left;
@@ -219,10 +219,11 @@ static int NAME(turn_row)(const Sizes *s, const REAL *x, long r, long n, long im
             }
             const REAL *const pixels = x + ((r * s->C + c) * s->W + column) * s->N + n;
             fetch(pixels + 2 * s->N, images * sizeof(REAL), 0);
-            for (long k = 0; k < images; ++k) infinite |= pixels[k] - pixels[k] != 0;
+            for (long k = 0; k < images; ++k) infinite[k] |= pixels[k] - pixels[k] != 0;
             for (long k = 0; k < images; ++k) at[k * image] = pixels[k];
         }
-    return infinite;
+    for (long k = 0; k < images; ++k) any |= infinite[k];
+    return any;
 }
 
 // The part of gw that rows first <= p < last of the images first_image <= n < last_image have. Returns 0, or -1 where
