@@ -132,6 +132,17 @@ INLINE void NAME(scatter)(const int i0, const int i1, const int vectors, const S
     }
 }
 
+// The filters as scatter reads them: [O / LANES][C][TAPS][LANES], the last tap first, those beyond O zero. w[o,c,i,j]
+// stands at w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3].
+void NAME(sparse_pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
+    for (long o = 0; o < s->O; o += LANES)
+        for (long c = 0; c < s->C; ++c)
+            for (long t = TAPS - 1; t >= 0; --t, packed += LANES) {
+                const REAL *const at = w + o * stride[0] + c * stride[1] + t / 3 * stride[2] + t % 3 * stride[3];
+                for (long l = 0; l < LANES; ++l) packed[l] = o + l < s->O ? at[l * stride[0]] : 0;
+            }
+}
+
 // Row p of y for `images` images from n on, from its sums.
 static void NAME(give)(const Sizes *s, const REAL *sums, long image, long depth, const REAL *bias, int relu,
                        const REAL *mask, REAL *y, long p, long n, long images) {

@@ -32,6 +32,7 @@ CACHE_LINE = 64  # bytes
 FUNCTIONS = {
     "pack": "sizes array array array",
     "correlate": "status sizes array array array array int array int array long long",
+    "sparse_pack": "sizes array array array",
     "sparse_correlate": "status sizes array array array int array array long long long long",
     "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
@@ -117,11 +118,11 @@ class CKernels:
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
             return kernels_numpy.correlate(x, w, offset, y, bias, relu, mask)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if finite and by_tap and x.shape[3] >= FEW and _is_sparse(x):
-            return self._sparse_correlate(sizes, x, w, y, bias, relu, mask)
         if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
             w = np.ascontiguousarray(w)
         strides: Any = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
+        if finite and by_tap and x.shape[3] >= FEW and _is_sparse(x):
+            return self._sparse_correlate(sizes, x, w, strides, y, bias, relu, mask)
         if kernel != [1, 1] or filters % self._filters_together:
             blocks = math.ceil(filters / self._filters_together)
             packed = buffers.empty((blocks * self._filters_together * channels * math.prod(kernel),), x.dtype)
@@ -135,15 +136,20 @@ class CKernels:
         return y
 
     def _sparse_correlate(
-        self, sizes: Sizes, x: Array, w: Array, y: Array, bias: Array | None, relu: bool, mask: Array | None
+        self,
+        sizes: Sizes,
+        x: Array,
+        w: Array,
+        strides: Any,
+        y: Array,
+        bias: Array | None,
+        relu: bool,
+        mask: Array | None,
     ) -> Array:
         (filters, channels, *kernel), images = w.shape, x.shape[3]
         vectors, lanes = self._vectors(filters, x.dtype)
         packed = _on_cache_lines((vectors, channels, *kernel, lanes), x.dtype)
-        packed[-1] = 0
-        for vector, first in zip(packed, range(0, filters, lanes), strict=True):
-            some = w[first : first + lanes, :, ::-1, ::-1]
-            vector[..., : len(some)] = some.transpose(1, 2, 3, 0)
+        self._call("sparse_pack", x.dtype, sizes, w, strides, packed)
 
         def part(*ends):  # first and last row, first and last image
             self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, mask, y, *ends)
