@@ -56,7 +56,7 @@ __device__ __forceinline__ T block_sum(T value, T *scratch) {
     return scratch[thread];
 }
 
-// What a sum gets before it is stored: nothing, the bias, max(., 0), the bias and then max(., 0), or the mask of a ReLU.
+// What a sum gets before it is stored: nothing, the bias, max(., 0), the bias and then max(., 0), or a ReLU's mask.
 enum Epilogue { PLAIN = 0, BIAS = 1, RELU = 2, MASK = 4 };
 
 template <typename T>

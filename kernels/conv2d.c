@@ -13,8 +13,9 @@
 //
 // correlate: FILTERS filters x VECTORS vectors of outputs stay in registers while i, c, j run: a step loads VECTORS
 //   vectors of x and FILTERS numbers of w for FILTERS * VECTORS multiply-adds. The filters are packed in the order in
-//   which they are read; those of one pixel, a dense layer's, are too many for that and read where they lie. Every output is the sum of the same terms in the same order, wherever it lies and whoever
-//   computes it: equal windows have equal sums to the last bit, for any number of images and of threads.
+//   which they are read; those of one pixel, a dense layer's, take part in too few sums for that and are read where
+//   they lie. Every output is the sum of the same terms in the same order, wherever it lies and whoever computes it:
+//   equal windows have equal sums to the last bit, for any number of images and of threads.
 // weight_grad: g is turned, so that 2 vectors of filters stay beside PAIRS pairs (channel, tap) in registers while the
 //   pixels of a CHUNK run: a step loads 2 vectors of g and PAIRS numbers of x for 2 * PAIRS multiply-adds.
 // Rows: where zeros stand beside an image, or a row is shorter than the registers, rows are copied once into a ring of
@@ -132,13 +133,15 @@ INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, co
             }
 }
 
-// Output rows first <= p < last of y; bias and mask may be NULL: y is 0 where a mask is not above 0. w: packed filters; or of one pixel, a multiple of FILTERS, w[o,c]
-// at w + o * stride[0] + c * stride[1], where stride is not NULL. by_tap: every tap is added up by itself, as
-// conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1 where there is no memory.
+// Output rows first <= p < last of y; bias and mask may be NULL: y is 0 where a mask is 0 or below. w: packed filters,
+// or, where stride is not NULL, a multiple of FILTERS filters of one pixel, w[o,c] at w + o * stride[0] + c * stride[1].
+// by_tap: every tap is added up by itself, as conv3x3_sparse.c does, not the taps of a row together. Returns 0, or -1
+// where there is no memory.
 int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *stride, const REAL *bias, int relu,
                     const REAL *mask, int by_tap, REAL *y, long first, long last) {
     const long width = by_tap ? 1 : s->kw, length = s->Q * s->N;
-    const long packed[3] = {1, s->kw * FILTERS, FILTERS}, pixel[3] = {stride ? stride[0] : 0, stride ? stride[1] : 0, 0};
+    const long packed[3] = {1, s->kw * FILTERS, FILTERS};
+    const long pixel[3] = {stride ? stride[0] : 0, stride ? stride[1] : 0, 0};
     // Blocks of a row, as few and as equal as they can be.
     const long most = VECTORS * LANES, blocks = larger(1, (length + most - 1) / most);
     const long vectors = larger(1, (length + blocks * LANES - 1) / (blocks * LANES)), step = vectors * LANES;

@@ -165,8 +165,8 @@ static void NAME(give)(const Sizes *s, const REAL *sums, long image, long depth,
         }
 }
 
-// Output rows first <= p < last, for the images first_image <= n < last_image; bias and mask may be NULL: y is 0 where a
-// mask is not above 0. Returns 0, or -1 where there is no memory.
+// Output rows first <= p < last, for the images first_image <= n < last_image; bias and mask may be NULL: y is 0 where
+// a mask is 0 or below. Returns 0, or -1 where there is no memory.
 int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu,
                            const REAL *mask, REAL *y, long first, long last, long first_image, long last_image) {
     const long depth = (s->O + LANES - 1) / LANES * LANES, columns = larger(s->W + 2, s->Q + 2 - s->left);

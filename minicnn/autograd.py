@@ -30,7 +30,7 @@ _this_thread = threading.local()
 
 
 class ReluGradient(NamedTuple):
-    """What an operation that ends in ReLU gives as shared: mask(g), which is 0 where the value is not above 0, then
+    """What an operation that ends in ReLU gives as shared: mask(g), which is 0 where the value is 0 or below, then
     rest(g). Where one pullback alone gives the cotangent of the value, and is a MaskedPullback, the mask is left to it.
     """
 
@@ -42,8 +42,8 @@ class ReluGradient(NamedTuple):
 
 
 class MaskedPullback(NamedTuple):
-    """A pullback that can do the gradient of the ReLU before it, too: pullback(g, mask), 0 where the mask is not above
-    0, an array like the argument or None."""
+    """A pullback that can do the gradient of the ReLU before it, too: function(g, mask) is 0 where the mask, an array
+    like the argument or None, is 0 or below."""
 
     function: Callable[[Array, Array | None], Array]
 
