@@ -13,8 +13,9 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -29,11 +30,13 @@ P = ParamSpec("P")
 _this_thread = threading.local()
 
 
-class ReluGradient(NamedTuple):
-    """What an operation that ends in ReLU gives as shared: mask(g), which is 0 where the value is 0 or below, then
-    rest(g). Where one pullback alone gives the cotangent of the value, and is a MaskedPullback, the mask is left to it.
-    """
+@dataclass(frozen=True)
+class ReluGradient:
+    """What an operation that ends in ReLU gives as shared: mask(g), which is 0 where `value`, an array of g's shape, is
+    0 or below, then rest(g). Where one pullback alone gives the cotangent g, and is a MaskedPullback, the mask is left
+    to it."""
 
+    value: Array
     mask: Pullback
     rest: Pullback = lambda g: g
 
@@ -41,7 +44,8 @@ class ReluGradient(NamedTuple):
         return self.rest(self.mask(g))
 
 
-class MaskedPullback(NamedTuple):
+@dataclass(frozen=True)
+class MaskedPullback:
     """A pullback that can do the gradient of the ReLU before it, too: function(g, mask) is 0 where the mask, an array
     like the argument or None, is 0 or below."""
 
@@ -542,7 +546,7 @@ def _cotangents(output: Tensor, cotangent: Array, inputs: Iterable[Tensor] | Non
             for parent, pullback in edges:
                 relu, alone = shared[parent], uses[parent] == 1 and not wanted(parent)
                 if alone and isinstance(relu, ReluGradient) and isinstance(pullback, MaskedPullback):
-                    contribution = pullback.function(g, parent.data)
+                    contribution = pullback.function(g, relu.value)
                     shared[parent] = relu.rest
                 else:
                     contribution = pullback(g)

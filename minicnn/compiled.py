@@ -56,7 +56,7 @@ def load(sources: Sequence[Path], kept_in: Path | None = None) -> ctypes.CDLL:
         objects = [str(library.with_name(f"{source.stem}.o")) for source in sources]
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda source, to: _run([*command, "-c", str(source), "-o", to]), sources, objects))
-        _run([*command, *objects, "-o", str(library)])
+        _run([*command, "-x", "none", *objects, "-o", str(library)])  # none: where CC itself says -x c
 
     try:
         made_from = [*texts, shlex.join(command).encode(), predefined]

@@ -24,7 +24,7 @@ BLOCK = 16  # images that conv3x3_sparse.c takes at once, or more
 MANY_CHANNELS = 16  # a 3x3 filter of as many is added up tap by tap, so that conv3x3_sparse.c may do it
 DENSE = 0.52  # the share of numbers that are not 0 above which it takes longer to leave out the others
 FEW = 4  # images; of fewer the lists of what is not 0 take longer than what they leave out
-PACKED = 4  # times as many units as images, or more: packing the weights would take longer than their product
+PACKED = 4  # times as many units as images, or more: fewer filters and longer vectors with the two exchanged
 CACHE_LINE = 64  # bytes
 
 # The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the
@@ -118,8 +118,7 @@ class CKernels:
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
             return kernels_numpy.correlate(x, w, offset, y, bias, relu, mask)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if any(stride % w.itemsize for stride in w.strides):  # a field of a structured array
-            w = np.ascontiguousarray(w)
+        w = np.require(w, requirements=["ALIGNED"])  # which a field of a structured array may not be
         strides: Any = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
         if finite and by_tap and x.shape[3] >= FEW and _is_sparse(x):
             return self._sparse_correlate(sizes, x, w, strides, y, bias, relu, mask)
@@ -192,8 +191,7 @@ class CKernels:
         return y
 
     def _product_of_few(self, x: Array, w: Array, bias: Array | None, relu: bool) -> Array:
-        """The same bits with the parts exchanged: w is the image, read where it lies, and the fewer x the filters,
-        which are packed."""
+        """The same bits with the parts exchanged: w is the image, and the fewer x the filters."""
         y = np.empty((x.shape[1], w.shape[1]), x.dtype)
 
         def images(first, last):

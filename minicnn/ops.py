@@ -171,12 +171,18 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
     size, kernel, f = x.shape[2:], w.shape[2:], _functions(x)
     size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
     y = f.conv2d(x, w, b, size_out, offset, relu)
+
+    def input_grad(g, mask):
+        if mask is not None and mask.shape != x.shape:
+            raise TypeError(f"conv2d was given images {x.shape}, and the ReLU that its gradient goes to {mask.shape}")
+        return f.conv2d_input_grad(g, w, size, offset, mask)
+
     pullbacks = (
-        MaskedPullback(lambda g, mask: f.conv2d_input_grad(g, w, size, offset, mask)),
+        MaskedPullback(input_grad),
         lambda g: f.conv2d_weight_grad(x, g, kernel, offset),
         lambda g: f.bias_grad(g),
     )
-    return (y, pullbacks, ReluGradient(lambda g: f.relu_grad(g, y))) if relu else (y, pullbacks)
+    return (y, pullbacks, ReluGradient(y, lambda g: f.relu_grad(g, y))) if relu else (y, pullbacks)
 
 
 @op
@@ -245,7 +251,7 @@ def conv2d_max_pool2d(
     f = _functions(x)
     y, pullbacks, *_ = inspect.unwrap(conv2d)(x, w, b, padding, relu)
     z, (unpool,) = inspect.unwrap(max_pool2d)(y, size, ties)
-    return z, pullbacks, ReluGradient(lambda g: f.relu_grad(g, z), unpool) if relu else unpool
+    return z, pullbacks, ReluGradient(z, lambda g: f.relu_grad(g, z), unpool) if relu else unpool
 
 
 def _counter(name: str, value: Any, bits: int) -> int:

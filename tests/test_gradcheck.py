@@ -60,7 +60,7 @@ def differentiated(output):
         tensor = stack.pop()
         for parent, pullback in tensor.edges:
             written = tensor.shared or pullback
-            written = written[0] if isinstance(written, tuple) else written
+            written = getattr(written, "mask", getattr(written, "function", written))
             found.add(written.__qualname__.removeprefix("Tensor.").split(".")[0])
             stack.append(parent)
     return found

@@ -2,6 +2,8 @@
 Whether the gradients are derivatives is for test_gradcheck.py; here they have the values of an oracle of their own."""
 
 import decimal
+import functools
+import inspect
 import itertools
 import re
 from decimal import Decimal
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from minicnn import backend, ops
-from minicnn.autograd import Tensor, grad
+from minicnn.autograd import Tensor, grad, op
 from tests.test_cpu import philox_oracle
 
 DTYPES = [np.float32, np.float64]
@@ -218,6 +220,55 @@ def test_relu_between_convolutions(device, monkeypatch, use, pooled):
     for one, other in zip(*found, strict=True):
         assert one.tobytes() == other.tobytes()
     assert len(found[0]) == 3 or (found[0][3] != 0).all(), "the gradient by h is that before its ReLU"
+
+
+def chain(x, w, b, v, c, first=ops.conv2d):
+    h = first(x, w, b)
+    return h, ops.conv2d(h, v, c).sum()
+
+
+def small_chain(device):
+    shapes = [(2, 1, 5, 5), (2, 1, 3, 3), (2,), (2, 2, 1, 1), (2,)]
+    return [tensor(device, noise(shape, seed=i)) for i, shape in enumerate(shapes)]
+
+
+def test_relu_between_convolutions_is_that_of_the_forward_pass(device):
+    """Whatever the Tensor between them holds since."""
+    tensors = small_chain(device)
+    h, y = chain(*tensors, first=functools.partial(ops.conv2d, relu=True))
+    before = host(grad(y, tensors[:1])[0])
+    h.data = device.xp.ones_like(h.data)
+    assert np.array_equal(host(grad(y, tensors[:1])[0]), before)
+
+
+def test_relu_within_an_operation_of_ones_own_before_a_convolution(device):
+    """Its value is not that of its ReLU, which decides."""
+
+    @op
+    def lifted(x, w, b):
+        y, pullbacks, shared = inspect.unwrap(ops.conv2d)(x, w, b, relu=True)
+        return y + 1, pullbacks, shared
+
+    x, *others = small_chain(device)
+    h, y = chain(x, *others, first=lifted)
+    step = np.float64(1e-6)
+    direction = device.asarray(noise(x.shape, seed=9))
+    moved = [float(host(chain(Tensor(x.data + s * direction), *others, first=lifted)[1].data)) for s in (step, -step)]
+    slope = float(host((grad(y, [x])[0] * direction).sum()))
+    assert slope == pytest.approx((moved[0] - moved[1]) / (2 * step), rel=1e-6) and slope
+
+
+def test_relu_before_an_operation_whose_gradient_has_another_shape(device):
+    """Such an operation is refused before its mask is read."""
+
+    @op
+    def padded(h):
+        wide = np.pad(host(h), ((0, 0), (0, 0), (20, 20), (20, 20)))
+        return inspect.unwrap(ops.conv2d)(device.asarray(wide), v.data, c.data)
+
+    x, w, b, v, c = small_chain(device)
+    with pytest.raises(TypeError, match=re.escape("images (2, 2, 43, 43), and the ReLU that its gradient goes to (2,")):
+        grad(padded(ops.conv2d(x, w, b, relu=True)).sum(), [x])
 
 
 DENSE = [(1, 1, 1), (2, 3, 5), (1, 67, 10), (65, 4, 33), (65, 70, 130), (2, 1027, 3), (1030, 3, 5), (10000, 20, 3)]
