@@ -512,7 +512,22 @@ def test_sizes_are_those_of_the_source():
     assert [name for name, _ in kernels_c.Moved._fields_] == declared
 
 
-def test_dense_of_a_field_of_a_structured_array(road):
-    rows = np.zeros((3, 2), [("a", "i1"), ("w", "f4")])
-    rows["w"] = np.arange(6).reshape(3, 2)
-    assert cpu.dense(np.ones((4, 3), np.float32), rows["w"], np.zeros(2, np.float32), False).tolist() == [[6, 9]] * 4
+@pytest.mark.parametrize(
+    "record",
+    [[("a", "i1"), ("w", "f4")], {"names": ["w"], "formats": ["f4"], "offsets": [1], "itemsize": 8}],
+    ids=["one after the other", "at odd addresses"],
+)
+@pytest.mark.parametrize("units", [2, 16])
+def test_dense_of_a_field_of_a_structured_array(road, monkeypatch, record, units):
+    """C is given no number at an address that its type does not have."""
+    call = kernels_c.CKernels._call
+
+    def aligned(self, name, dtype, *arguments):
+        assert all(a.flags.aligned for a in arguments if isinstance(a, np.ndarray)), name
+        call(self, name, dtype, *arguments)
+
+    monkeypatch.setattr(kernels_c.CKernels, "_call", aligned)
+    rows = np.zeros((3, units), record)
+    rows["w"] = np.arange(3 * units).reshape(3, units)
+    sums = rows["w"].sum(axis=0).tolist()
+    assert cpu.dense(np.ones((4, 3), np.float32), rows["w"], np.zeros(units, np.float32), False).tolist() == [sums] * 4
