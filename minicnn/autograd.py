@@ -38,10 +38,11 @@ class ReluGradient:
 
     value: Array
     mask: Pullback
-    rest: Pullback = lambda g: g
+    rest: Pullback | None = None
 
     def __call__(self, g: Array) -> Array:
-        return self.rest(self.mask(g))
+        g = self.mask(g)
+        return self.rest(g) if self.rest else g
 
 
 @dataclass(frozen=True)

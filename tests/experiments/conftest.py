@@ -32,8 +32,13 @@ cpu.convolutions()  # compiled now, where this machine has not done it: the firs
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+def without_note(err):
+    """What a command said on stderr but for the benchmark's note of OPENBLAS_CORETYPE, which a machine may have set."""
+    return re.sub(r"note: OPENBLAS_CORETYPE=.*\n", "", err)
+
+
 def run(experiment, *arguments):
-    """(exit code, stdout, stderr) of python -m experiments.EXPERIMENT, run in this process."""
+    """(exit code, stdout, stderr `without_note`) of python -m experiments.EXPERIMENT, run in this process."""
     out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
     sys.argv = [experiment, *map(str, arguments)]
     try:
@@ -44,7 +49,7 @@ def run(experiment, *arguments):
         code = stop.code
     finally:
         sys.argv = argv
-    return code, out.getvalue(), err.getvalue()
+    return code, out.getvalue(), without_note(err.getvalue())
 
 
 def succeed(experiment, *arguments):

@@ -142,6 +142,14 @@ def test_benchmark_takes_no_more_loss_differences_than_it_says():
     assert [case[:2] for case in cases] == [("1", 101), ("1", 200), ("2", 100), ("3", 101), ("3", 200)]
 
 
+def test_benchmark_says_what_slows_numpy(monkeypatch, capsys):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert benchmark.who_computes()["OPENBLAS_CORETYPE"] == "Haswell"
+    assert capsys.readouterr().err.startswith("note: OPENBLAS_CORETYPE=Haswell is set: NumPy's products may be slower")
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert "OPENBLAS_CORETYPE" not in benchmark.who_computes() and not capsys.readouterr().err
+
+
 def test_benchmark_says_what_it_found_in_80_columns(scaled):
     folder, _, _, (_, out, _) = scaled
     assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 80
