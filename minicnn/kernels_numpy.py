@@ -86,7 +86,8 @@ def product(x: Array, w: Array, bias: Array | None = None, relu: bool = False) -
 def weight_grad(x: Array, g: Array, kernel: Size, offset: Size) -> Array:
     """gw[i, c, j, o] = sum_{p,q,n} g[p, o, q, n] x[p + i - top, c, q + j - left, n] -> (kh, C, kw, O)."""
     windows = columns(x, (len(g), g.shape[2]), kernel, offset)
-    gw = np.tensordot(windows, g, ((0, 1, 2), (0, 2, 3)))
+    # Not by np.tensordot, whose np.dot of one column by one number makes 0 of infinity times 0.
+    gw = windows.reshape(-1, windows.shape[-1]).T @ g.transpose(0, 2, 3, 1).reshape(-1, g.shape[1])
     return gw.reshape(x.shape[1], *kernel, g.shape[1]).transpose(1, 0, 2, 3)
 
 

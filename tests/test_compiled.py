@@ -342,6 +342,19 @@ def test_conv2d_has_the_same_bits_for_any_number_of_threads(road, images, monkey
         assert all((a == b).all() for a, b in zip(found[0], others, strict=True))
 
 
+@pytest.mark.parametrize("filters", [1, 2])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weight_gradients_of_infinity_times_0_are_nan(road, channels, filters):
+    """Also where there is one product alone, of which some libraries make 0."""
+    x, g = np.ones((1, channels, 1, 1), np.float32), np.zeros((1, filters, 1, 1), np.float32)
+    x[0, 0] = np.inf
+    with np.errstate(invalid="ignore"):
+        found = cpu.conv2d_weight_grad(x, g, (1, 1), (0, 0))[:, :, 0, 0]
+        dense = cpu.dense_weight_grad(x[:, :, 0, 0], g[:, :, 0, 0])
+    for nan in (np.isnan(found).T, np.isnan(dense)):
+        assert nan[0].all() and not nan[1:].any()
+
+
 @pytest.mark.parametrize("channels, kernel, padding", [(8, 3, 0), (20, 3, 1), (3, 3, 1), (2, 2, 0), (1, 5, 2)])
 @pytest.mark.parametrize("where", "xwg")
 @pytest.mark.parametrize("value", [np.nan, np.inf, 2e307])
