@@ -87,7 +87,8 @@ def weight_grad(x: Array, g: Array, kernel: Size, offset: Size) -> Array:
     """gw[i, c, j, o] = sum_{p,q,n} g[p, o, q, n] x[p + i - top, c, q + j - left, n] -> (kh, C, kw, O)."""
     windows = columns(x, (len(g), g.shape[2]), kernel, offset)
     # Not by np.tensordot, whose np.dot of one column by one number makes 0 of infinity times 0.
-    gw = windows.reshape(-1, windows.shape[-1]).T @ g.transpose(0, 2, 3, 1).reshape(-1, g.shape[1])
+    pixels = math.prod(windows.shape[:3])
+    gw = windows.reshape(pixels, windows.shape[3]).T @ g.transpose(0, 2, 3, 1).reshape(pixels, g.shape[1])
     return gw.reshape(x.shape[1], *kernel, g.shape[1]).transpose(1, 0, 2, 3)
 
 
