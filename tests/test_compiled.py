@@ -109,6 +109,12 @@ def test_compiled_without_a_name_of_a_compiler(source, monkeypatch):
 
 
 @NEEDS_COMPILER
+def test_compiled_by_a_command_that_names_the_language(source, monkeypatch):
+    monkeypatch.setenv("CC", f"{next(filter(shutil.which, ('gcc', 'cc', 'clang')))} -x c")
+    assert compiled.load([source]).answer() == 42
+
+
+@NEEDS_COMPILER
 def test_compiled_after_a_killed_process_leaves_nothing_of_its(source, tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
