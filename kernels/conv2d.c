@@ -14,8 +14,8 @@
 // correlate: FILTERS filters x VECTORS vectors of outputs stay in registers while i, c, j run: a step loads VECTORS
 //   vectors of x and FILTERS numbers of w for FILTERS * VECTORS multiply-adds. The filters are packed in the order in
 //   which they are read; whole blocks of one pixel, a dense layer's, take part in too few sums for that and are read
-//   where they lie. Every output is the sum of the same terms in the same order, wherever it lies and whoever computes it:
-//   equal windows have equal sums to the last bit, for any number of images and of threads.
+//   where they lie. Every output is the sum of the same terms in the same order, wherever it lies and whoever computes
+//   it: equal windows have equal sums to the last bit, for any number of images and of threads.
 // weight_grad: g is turned, so that 2 vectors of filters stay beside PAIRS pairs (channel, tap) in registers while the
 //   pixels of a CHUNK run: a step loads 2 vectors of g and PAIRS numbers of x for 2 * PAIRS multiply-adds.
 // Rows: where zeros stand beside an image, or a row is shorter than the registers, rows are copied once into a ring of

@@ -109,14 +109,14 @@ class CKernels:
         mask: Array | None = None,
         finite: bool = False,
     ) -> Array:
-        """finite: whether w is known to be."""
+        """finite: whether w is known to be. mask: relu_grad(y, mask), only of filters known to be finite."""
         filters, channels, *kernel = w.shape
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
         beside = any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1
         by_tap = channels >= MANY_CHANNELS and self._sparse_kernel(kernel, offset, filters, x.dtype)
         finite = finite or not (beside or by_tap) or bool(np.isfinite(w).all())
         if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
-            return kernels_numpy.correlate(x, w, offset, y, bias, relu, mask)
+            return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
         w = np.require(w, requirements=["ALIGNED"])  # which a field of a structured array may not be
         strides: Any = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
@@ -311,7 +311,7 @@ class CKernels:
         else:
             rows = np.empty((math.ceil(kept.size / 4), 4), bool)
         self._kept(rows.ctypes.data, *rows.shape, *rows.strides, layer, step, seed, threshold)
-        if not np.shares_memory(rows, kept):
+        if not np.may_share_memory(rows, kept):
             kept[...] = rows.reshape(-1)[: kept.size].reshape(kept.shape)
 
     def dropout(self, x: Array, kept: Array, scale: float) -> Array:

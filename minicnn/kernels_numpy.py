@@ -30,27 +30,16 @@ _quiet = np.errstate(over="ignore", invalid="ignore")  # infinity and NaN are re
 
 
 @_quiet
-def correlate(
-    x: Array,
-    w: Array,
-    offset: Size,
-    y: Array,
-    bias: Array | None = None,
-    relu: bool = False,
-    mask: Array | None = None,
-) -> Array:
-    """y[p, o, q, n] = bias[o] + sum_{i,c,j} w[o, c, i, j] x[p + i - top, c, q + j - left, n], then max(y, 0) with relu,
-    relu_grad(y, mask) with a mask.
+def correlate(x: Array, w: Array, offset: Size, y: Array, bias: Array | None = None, relu: bool = False) -> Array:
+    """y[p, o, q, n] = bias[o] + sum_{i,c,j} w[o, c, i, j] x[p + i - top, c, q + j - left, n], then max(y, 0) with relu.
 
-    w (O, C, kh, kw) of any strides, offset (top, left), mask of y's shape. Writes and returns y.
+    w (O, C, kh, kw) of any strides, offset (top, left). Writes and returns y.
     """
     windows = columns(x, (len(y), y.shape[2]), w.shape[2:], offset)
     filters = np.ascontiguousarray(w).reshape(len(w), windows.shape[-1])
     y[...] = np.matmul(filters, windows[..., None])[..., 0].transpose(0, 3, 1, 2)
     if bias is not None:
         y += bias[:, None, None]
-    if mask is not None:
-        select(y, ~(mask <= 0), y)
     return np.maximum(y, 0, out=y) if relu else y
 
 
@@ -60,15 +49,21 @@ def input_grad(g: Array, w: Array, gx: Array, offset: Size, mask: Array | None =
     are: g correlated with the flipped, transposed filters; then relu_grad(gx, mask) with a mask. Writes and returns
     gx."""
     if np.isfinite(w).all():
-        return correlate(g, *flipped(w, offset), gx, mask=mask)
-    gx[...] = 0  # tap by tap: no filter that is not finite is to meet a zero beside g
+        correlate(g, *flipped(w, offset), gx)
+    else:
+        _input_grad_by_tap(g, w, gx, offset)
+    return gx if mask is None else relu_grad(gx, mask, out=gx)
+
+
+def _input_grad_by_tap(g: Array, w: Array, gx: Array, offset: Size) -> None:
+    """The same for filters that are not finite, of which none is to meet a zero beside g."""
+    gx[...] = 0
     for i, j in np.ndindex(*w.shape[2:]):
         top, left = offset[0] - i, offset[1] - j
         rows = slice(max(0, -top), min(len(gx), len(g) - top))
         columns = slice(max(0, -left), min(gx.shape[2], g.shape[2] - left))
         met = g[rows.start + top : max(0, rows.stop + top), :, columns.start + left : max(0, columns.stop + left)]
         gx[rows, :, columns] += np.einsum("oc,poqn->pcqn", w[:, :, i, j], met)
-    return gx if mask is None else select(gx, ~(mask <= 0), gx)
 
 
 def flipped(w: Array, offset: Size) -> tuple[Array, Size]:
@@ -105,9 +100,9 @@ def select(g: Array, chosen: Array, out: Array) -> Array:
     return out
 
 
-def relu_grad(g: Array, y: Array) -> Array:
-    """0 where y <= 0, else g: of NaN too, which is not 0 or less. Any shape."""
-    return select(g, ~(y <= 0), np.empty_like(g))
+def relu_grad(g: Array, y: Array, out: Array | None = None) -> Array:
+    """0 where y <= 0, else g: of NaN too, which is not 0 or less. Any shape. Written to `out`, or a new array."""
+    return select(g, ~(y <= 0), np.empty_like(g) if out is None else out)
 
 
 def _members(x: Array, size: int) -> list[Array]:
