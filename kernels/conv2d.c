@@ -55,8 +55,8 @@ const long filters_together = FILTERS;
 typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 // The filters as block reads them: [O / FILTERS][kh][C][kw][FILTERS], those beyond O zero. w[o,c,i,j] stands at
-// w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3].
-void NAME(pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
+// w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3]. Returns whether all are finite.
+int NAME(pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
     for (long c0 = 0; c0 < s->C; c0 += RUN)
         for (long first = 0; first < s->O; first += FILTERS)
             for (long i = 0; i < s->kh; ++i) {
@@ -70,6 +70,7 @@ void NAME(pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packe
                             for (long f = 0; f < FILTERS; ++f) to[f] = first + f < s->O ? at[f * stride[0]] : 0;
                     }
             }
+    return NAME(all_finite)(packed, (s->O + FILTERS - 1) / FILTERS * FILTERS * s->C * s->kh * s->kw);
 }
 
 // The input rows as the sums read them: C lines at a distance of `pitch`.

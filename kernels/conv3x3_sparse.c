@@ -32,6 +32,7 @@ enum { TOGETHER = 1 };
 #endif
 enum { ROWS = 4 };   // of g that the weight gradient takes together
 enum { AHEAD = 3 };  // columns that are asked of memory early
+enum { SAMPLED = 5 };  // of so many rows and columns one tells how much is 0
 
 const long vector_bytes = VECTOR_BYTES;
 
@@ -133,14 +134,30 @@ INLINE void NAME(scatter)(const int i0, const int i1, const int vectors, const S
 }
 
 // The filters as scatter reads them: [O / LANES][C][TAPS][LANES], the last tap first, those beyond O zero. w[o,c,i,j]
-// stands at w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3].
-void NAME(sparse_pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
+// stands at w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3]. Returns whether all are finite.
+int NAME(sparse_pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
+    REAL *to = packed;
     for (long o = 0; o < s->O; o += LANES)
         for (long c = 0; c < s->C; ++c)
-            for (long t = TAPS - 1; t >= 0; --t, packed += LANES) {
+            for (long t = TAPS - 1; t >= 0; --t, to += LANES) {
                 const REAL *const at = w + o * stride[0] + c * stride[1] + t / 3 * stride[2] + t % 3 * stride[3];
-                for (long l = 0; l < LANES; ++l) packed[l] = o + l < s->O ? at[l * stride[0]] : 0;
+                for (long l = 0; l < LANES; ++l) to[l] = o + l < s->O ? at[l * stride[0]] : 0;
             }
+    return NAME(all_finite)(packed, to - packed);
+}
+
+// Whether less than the share `dense` of x is not 0, as lines of all channels have it, one in SAMPLED^2.
+int NAME(is_sparse)(const Sizes *s, const REAL *x, double dense) {
+    long present = 0, seen = 0;
+    for (long r = 0; r < s->H; r += SAMPLED)
+        for (long c = 0; c < s->C; ++c)
+            for (long q = 0; q < s->W; q += SAMPLED, seen += s->N) {
+                const REAL *const line = x + ((r * s->C + c) * s->W + q) * s->N;
+                int32_t in_line = 0;
+                for (long n = 0; n < s->N; ++n) in_line += line[n] != 0;
+                present += in_line;
+            }
+    return present < dense * seen;
 }
 
 // Row p of y for `images` images from n on, from its sums.

@@ -105,9 +105,9 @@ def op(function: Callable[P, ValueAndPullbacks]) -> Callable[P, Tensor]:
         if named := [name for name, a in options.items() if isinstance(a, Tensor)]:
             raise TypeError(f"{function.__name__}: pass the Tensor {named[0]} by position, options are constants")
         tensors = [a for a in args if isinstance(a, Tensor)]
-        kinds = {(backend.of(t.data).name, t.data.dtype) for t in tensors}
-        if len(kinds) > 1:
-            found = sorted((name, dtype.name) for name, dtype in kinds)
+        kinds = [(backend.of(t.data).name, t.data.dtype) for t in tensors]
+        if any(kind != kinds[0] for kind in kinds):
+            found = sorted({(name, dtype.name) for name, dtype in kinds})
             raise TypeError(f"{function.__name__}: arguments differ in device or dtype: {found}")
         arrays: Any = (a.data if isinstance(a, Tensor) else a for a in args)
         with np.errstate(under="ignore"):

@@ -28,11 +28,12 @@ PACKED = 4  # times as many units as images, or more: fewer filters and longer v
 CACHE_LINE = 64  # bytes
 
 # The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the
-# REAL in use. They return nothing; those with "status" in front return whether they had no memory.
+# REAL in use. They return nothing; with "status" in front whether they had no memory, with "whether" what C says.
 FUNCTIONS = {
-    "pack": "sizes array array array",
+    "pack": "whether sizes array array array",
     "correlate": "status sizes array array array array int array int array long long",
-    "sparse_pack": "sizes array array array",
+    "sparse_pack": "whether sizes array array array",
+    "is_sparse": "whether sizes array double",
     "sparse_correlate": "status sizes array array array int array array long long long long",
     "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
@@ -64,21 +65,34 @@ class Moved(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("C", "P", "Q", "O", "k", "edge")]
 
 
+Strides = ctypes.c_long * 4
+
+# Of what FUNCTIONS names.
+TYPES: dict[str, Any] = {
+    "sizes": ctypes.POINTER(Sizes),
+    "moved": ctypes.POINTER(Moved),
+    "array": ctypes.c_void_p,
+    "int": ctypes.c_int,
+    "long": ctypes.c_long,
+    "double": ctypes.c_double,
+}
+
+
 class CKernels:
     """The functions of kernels_numpy.py. Raises CompilerError where the sources cannot be compiled."""
 
     def __init__(self) -> None:
         library = compiled.load(sources())
         self._functions = {}
-        self._kinds = {name: parameters.removeprefix("status ").split() for name, parameters in FUNCTIONS.items()}
-        for real in (ctypes.c_float, ctypes.c_double):
-            types: dict[str, Any] = {"sizes": ctypes.POINTER(Sizes), "moved": ctypes.POINTER(Moved)}
-            types |= {"array": ctypes.c_void_p, "real": real, "int": ctypes.c_int, "long": ctypes.c_long}
-            for name, parameters in FUNCTIONS.items():
-                function = library[f"{name}_{'float' if real is ctypes.c_float else 'double'}"]
-                function.argtypes = [types[kind] for kind in self._kinds[name]]
-                function.restype = ctypes.c_int if parameters.startswith("status") else None
-                self._functions[name, np.dtype(real)] = function
+        for name, description in FUNCTIONS.items():
+            kinds = description.split()
+            returns = kinds.pop(0) if kinds[0] in ("status", "whether") else None
+            arrays = [i for i, kind in enumerate(kinds) if kind == "array"]
+            for real, suffix in ((ctypes.c_float, "float"), (ctypes.c_double, "double")):
+                function = library[f"{name}_{suffix}"]
+                function.argtypes = [(TYPES | {"real": real})[kind] for kind in kinds]
+                function.restype = ctypes.c_int if returns else None
+                self._functions[name, np.dtype(real)] = function, arrays, returns == "status"
         self._kept = library["dropout_kept"]
         self._kept.argtypes = [ctypes.c_void_p, *4 * [ctypes.c_long], *2 * [ctypes.c_uint32], *2 * [ctypes.c_uint64]]
         self._kept.restype = None
@@ -87,18 +101,32 @@ class CKernels:
         self._padded_moved = library["padded_moved"]
         self._padded_moved.argtypes, self._padded_moved.restype = 2 * [ctypes.c_long], ctypes.c_long
 
-    def _call(self, name: str, dtype: np.dtype, *arguments: Any) -> None:
+    def _call(self, name: str, dtype: np.dtype, *arguments: Any) -> bool:
         """A C function in the version for dtype; what FUNCTIONS calls an array is passed as a pointer to its first
         element, and ctypes refuses an array for anything else."""
-        kinds = self._kinds[name]
-        passed = [
-            _address(a) if kind == "array" and isinstance(a, np.ndarray) else a
-            for kind, a in zip(kinds, arguments, strict=True)
-        ]
-        if self._functions[name, dtype](*passed):
+        function, arrays, may_fail = self._functions[name, dtype]
+        passed = list(arguments)
+        for i in arrays:
+            if passed[i] is not None:
+                passed[i] = _address(passed[i])
+        result = function(*passed)
+        if result and may_fail:
             raise MemoryError(f"no memory for the rows that {name} works on")
+        return bool(result)
 
     def correlate(
+        self, x: Array, w: Array, offset: Size, y: Array, bias: Array | None = None, relu: bool = False
+    ) -> Array:
+        if self._correlate(x, w, offset, y, bias, relu):
+            return y
+        return kernels_numpy.correlate(x, w, offset, y, bias, relu)
+
+    def input_grad(self, g: Array, w: Array, gx: Array, offset: Size, mask: Array | None = None) -> Array:
+        if self._correlate(g, *kernels_numpy.flipped(w, offset), gx, mask=mask):
+            return gx
+        return kernels_numpy.input_grad(g, w, gx, offset, mask)
+
+    def _correlate(
         self,
         x: Array,
         w: Array,
@@ -107,63 +135,48 @@ class CKernels:
         bias: Array | None = None,
         relu: bool = False,
         mask: Array | None = None,
-        finite: bool = False,
-    ) -> Array:
-        """finite: whether w is known to be. mask: relu_grad(y, mask), only of filters known to be finite."""
+    ) -> bool:
+        """Whether C could do it: the zeros beside the images, which it leaves out, are no zeros times filters that are
+        not finite, but NaN. mask: relu_grad(y, mask)."""
         filters, channels, *kernel = w.shape
+        images = x.shape[3]
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
-        beside = any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1
-        by_tap = channels >= MANY_CHANNELS and self._sparse_kernel(kernel, offset, filters, x.dtype)
-        finite = finite or not (beside or by_tap) or bool(np.isfinite(w).all())
-        if beside and not finite:  # times the zeros beside the images, which C leaves out, they are NaN
-            return kernels_numpy.correlate(x, w, offset, y, bias, relu)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        w = np.require(w, requirements=["ALIGNED"])  # which a field of a structured array may not be
-        strides: Any = (ctypes.c_long * 4)(*(stride // w.itemsize for stride in w.strides))
-        if finite and by_tap and x.shape[3] >= FEW and _is_sparse(x):
-            return self._sparse_correlate(sizes, x, w, strides, y, bias, relu, mask)
+        w = w if w.flags.aligned else w.copy()  # which a field of a structured array may not be
+        strides: Any = Strides(*(stride // w.itemsize for stride in w.strides))
+        by_tap = channels >= MANY_CHANNELS and self._sparse_kernel(kernel, offset, filters, x.dtype)
+        if by_tap and images >= FEW and self._call("is_sparse", x.dtype, sizes, x, DENSE):
+            vectors, lanes = self._vectors(filters, x.dtype)
+            packed = _on_cache_lines((vectors, channels, *kernel, lanes), x.dtype)
+            if self._call("sparse_pack", x.dtype, sizes, w, strides, packed):
+                self._sparse_correlate(sizes, x, packed, y, bias, relu, mask)
+                return True
         if kernel != [1, 1] or filters % self._filters_together:
             blocks = math.ceil(filters / self._filters_together)
             packed = buffers.empty((blocks * self._filters_together * channels * math.prod(kernel),), x.dtype)
-            self._call("pack", x.dtype, sizes, w, strides, packed)
+            beside = any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1
+            if not self._call("pack", x.dtype, sizes, w, strides, packed) and beside:
+                return False
             w, strides = packed, None
 
         def rows(first, last):
             self._call("correlate", x.dtype, sizes, x, w, strides, bias, relu, mask, by_tap, y, first, last)
 
         over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
-        return y
+        return True
 
     def _sparse_correlate(
-        self,
-        sizes: Sizes,
-        x: Array,
-        w: Array,
-        strides: Any,
-        y: Array,
-        bias: Array | None,
-        relu: bool,
-        mask: Array | None,
-    ) -> Array:
-        (filters, channels, *kernel), images = w.shape, x.shape[3]
-        vectors, lanes = self._vectors(filters, x.dtype)
-        packed = _on_cache_lines((vectors, channels, *kernel, lanes), x.dtype)
-        self._call("sparse_pack", x.dtype, sizes, w, strides, packed)
-
+        self, sizes: Sizes, x: Array, packed: Array, y: Array, bias: Array | None, relu: bool, mask: Array | None
+    ) -> None:
         def part(*ends):  # first and last row, first and last image
             self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, mask, y, *ends)
 
+        images = x.shape[3]
         if images < BLOCK * workers():
-            over_rows(lambda first, last: part(first, last, 0, images), y, y.size * channels * 9 // MULTIPLY_ADDS)
+            over_rows(lambda first, last: part(first, last, 0, images), y, y.size * sizes.C * 9 // MULTIPLY_ADDS)
         else:  # the fewer parts the longer the lines in which memory is read; the bits are the same for any
             shares = chunks(images, math.ceil(images / workers()))
             in_parallel(lambda share: part(0, len(y), share.start, min(share.stop, images)), shares)
-        return y
-
-    def input_grad(self, g: Array, w: Array, gx: Array, offset: Size, mask: Array | None = None) -> Array:
-        if not np.isfinite(w).all():  # times 0 that is NaN, and there are no zeros beside g
-            return kernels_numpy.input_grad(g, w, gx, offset, mask)
-        return self.correlate(g, *kernels_numpy.flipped(w, offset), gx, mask=mask, finite=True)
 
     def _sparse_kernel(self, kernel: Sequence[int], offset: Size, filters: int, dtype: np.dtype) -> bool:
         """Whether such a convolution is one for conv3x3_sparse.c."""
@@ -328,12 +341,6 @@ def _output(y: Array) -> tuple[int, int, int]:
     return y.shape[1], y.shape[0], y.shape[2]
 
 
-def _is_sparse(x: Array) -> bool:
-    """Whether much of x (H, C, W, N) is 0, as some of its lines have it."""
-    some = x[::5, :, ::5] != 0  # of bools NumPy counts quickly
-    return bool(np.count_nonzero(some) < DENSE * some.size)
-
-
 def _address(array: Any) -> int:
     """Of its first element; by way of the buffer, where it is one that ctypes takes, in a fifth of the time."""
     try:
@@ -346,5 +353,5 @@ def _on_cache_lines(shape: tuple[int, ...], dtype: np.dtype) -> Array:
     """As numpy.empty, where vectors begin at cache lines and none lies across two."""
     count = math.prod(shape) * dtype.itemsize
     memory = np.empty(count + CACHE_LINE, np.uint8)
-    first = -memory.ctypes.data % CACHE_LINE
+    first = -_address(memory) % CACHE_LINE
     return memory[first : first + count].view(dtype).reshape(shape)

@@ -88,10 +88,7 @@ class Layer:
     @property
     def backend(self) -> backends.Backend:
         """Where the parameters are; "cpu" for a layer that has none. Raises ValueError where they are in two places."""
-        found = {place.name: place for place in (backends.of(p.data) for p in self.parameters().values())}
-        if len(found) > 1:
-            raise ValueError(f"parameters lie on {' and '.join(sorted(found))}: move the network with .to(device)")
-        return next(iter(found.values()), backends.get("cpu"))
+        return _backend_of(self.parameters())
 
     @property
     def device(self) -> str:
@@ -101,10 +98,13 @@ class Layer:
     @property
     def dtype(self) -> np.dtype:
         """That of the parameters; float32 for a layer that has none. Raises ValueError where they have two."""
-        found = {p.dtype for p in self.parameters().values()}
-        if len(found) > 1:
-            raise ValueError(f"parameters are {' and '.join(sorted(d.name for d in found))}: give all the same dtype")
-        return next(iter(found), np.dtype(np.float32))
+        return _dtype_of(self.parameters())
+
+    @property
+    def backend_and_dtype(self) -> tuple[backends.Backend, np.dtype]:
+        """Both, where the parameters are looked for once."""
+        parameters = self.parameters()
+        return _backend_of(parameters), _dtype_of(parameters)
 
     def to(self: Self, device: str) -> Self:
         """Move the parameters to the device "cpu" or "cuda", in place; returns self. Raises DeviceError."""
@@ -131,6 +131,20 @@ class Layer:
         return f"{type(self).__name__}({body})" + "".join(shapes)
 
 
+def _backend_of(parameters: Mapping[str, Tensor]) -> backends.Backend:
+    found = {place.name: place for place in (backends.of(p.data) for p in parameters.values())}
+    if len(found) > 1:
+        raise ValueError(f"parameters lie on {' and '.join(sorted(found))}: move the network with .to(device)")
+    return next(iter(found.values()), backends.get("cpu"))
+
+
+def _dtype_of(parameters: Mapping[str, Tensor]) -> np.dtype:
+    found = {p.dtype for p in parameters.values()}
+    if len(found) > 1:
+        raise ValueError(f"parameters are {' and '.join(sorted(d.name for d in found))}: give all the same dtype")
+    return next(iter(found), np.dtype(np.float32))
+
+
 @functools.cache
 def _slots(kind: type) -> list[str]:
     """What __slots__ of a class and those that it comes from name."""
@@ -139,13 +153,13 @@ def _slots(kind: type) -> list[str]:
 
 
 # Most attributes, and told from the others in no time.
-PLAIN: tuple[type, ...] = (types.FunctionType, str, int, float, type(None))
+PLAIN = frozenset((types.FunctionType, str, bool, int, float, type(None)))
 COLLECTIONS = (list, tuple, collections.deque, collections.UserList, Mapping, Set)
 
 
 def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple[str, Tensor]]:
     """Every Tensor in an attribute and its name: itself, a layer's, or those of a list or mapping of them."""
-    if isinstance(value, PLAIN):
+    if type(value) in PLAIN:
         return
     if isinstance(value, Tensor):
         yield name, value
@@ -157,10 +171,11 @@ def _named_tensors(value: Any, name: str, within: list[Layer]) -> Iterator[tuple
             if kind in Layer.__mro__:
                 continue
             for key, shared in vars(kind).items():
-                if not isinstance(shared, PLAIN) and key not in attributes and any(_named_tensors(shared, key, [])):
+                if type(shared) not in PLAIN and key not in attributes and any(_named_tensors(shared, key, [])):
                     raise ValueError(f"{kind.__name__}.{key} is shared by all layers of the class: make it in __init__")
         for key, attribute in attributes.items():
-            yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])
+            if type(attribute) not in PLAIN:
+                yield from _named_tensors(attribute, f"{name}_{key}" if name else key, [*within, value])
     elif isinstance(value, COLLECTIONS):
         nameless: Any = value if isinstance(value, (Mapping, Set)) else ()
         if any(True for item in nameless for _ in _named_tensors(item, name, within)):

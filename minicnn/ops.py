@@ -108,16 +108,24 @@ def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndar
     return labels if count else labels.astype(int)
 
 
+NOT_EMPTY = frozenset(("C", "H", "W", "O", "kh", "kw", "K"))
+
+
 def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
     """Compare with a shape in which a string stands for any size, N, D and U for none as well. Raises ValueError with
     both shapes."""
-    if len(array.shape) != len(shape) or any(
-        isinstance(want, int) and want != have for have, want in zip(array.shape, shape, strict=False)
-    ):
-        raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {array.shape}")
-    for have, want in zip(array.shape, shape, strict=True):
-        if not have and want in ("C", "H", "W", "O", "kh", "kw", "K"):
-            raise ValueError(f"{name} need {want} > 0, got {array.shape}")
+    found, empty = array.shape, None
+    fits = len(found) == len(shape)
+    for have, want in zip(found, shape, strict=False):
+        if isinstance(want, str):
+            if not have and want in NOT_EMPTY:
+                empty = empty or want
+        elif want != have:
+            fits = False
+    if not fits:
+        raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {found}")
+    if empty:
+        raise ValueError(f"{name} need {empty} > 0, got {found}")
 
 
 def _target(z: Any, target: Any) -> Any:
