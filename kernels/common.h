@@ -1,6 +1,7 @@
 // What the C sources share. Each includes itself twice, with REAL float and double; NAME(f) is f_float, then f_double.
 #pragma once
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,17 +42,6 @@ static inline void *cleared(long bytes) {
     void *const memory = aligned_alloc(CACHE_LINE, bytes);
     return memory ? memset(memory, 0, bytes) : NULL;
 }
-
-// Whether none of `count` numbers is infinite or NaN.
-#define ALL_FINITE(TYPE)                                                               \
-    static inline int JOIN(all_finite, TYPE)(const TYPE *numbers, long count) {        \
-        int infinite = 0;                                                              \
-        for (long k = 0; k < count; ++k) infinite |= numbers[k] - numbers[k] != 0;     \
-        return !infinite;                                                              \
-    }
-ALL_FINITE(float)
-ALL_FINITE(double)
-#undef ALL_FINITE
 
 // Asks memory for `bytes` that are read soon, or written. It foresees a few lines of an array by itself, not dozens.
 INLINE void fetch(const void *first, long bytes, int written) {

@@ -49,6 +49,8 @@ const long filters_together = FILTERS;
 
 #else
 
+#include "real.h"
+
 #define Vector NAME(Vector)
 #define Rows NAME(Rows)
 #define LANES ((long)(VECTOR_BYTES / sizeof(REAL)))

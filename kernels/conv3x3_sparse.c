@@ -1,6 +1,7 @@
 // A 3x3 convolution with stride 1 and its gradients that leave out what is 0 in their input:
 //
-//   forward         y[p,o,q,n]  = b[o] + sum_{i,c,j} w[o,c,i,j] x[p+i-top,c,q+j-left,n], then max(., 0) if asked
+//   forward         y[p,o,q,n]  = b[o] + sum_{i,c,j} w[o,c,i,j] x[p+i-top,c,q+j-left,n], then max(., 0) if asked, then
+//                   the maxima over windows and their winners of max_pool2d.c if asked, so that y is not written
 //   weight gradient gw[o,c,i,j] = sum_{p,q,n} g[p,o,q,n] x[p+i-top,c,q+j-left,n]
 //
 // and the input gradient is forward over g, as in conv2d.c. Arrays lie as there: x (H,C,W,N), y, g (P,O,Q,N); x and g
@@ -22,7 +23,6 @@
 #ifndef REAL
 
 #include "common.h"
-#include <stdint.h>
 
 enum { TAPS = 9, BLOCK = 16, MOST = 64, CACHE = 3 << 18 };  // CACHE: bytes of the second cache for images at work
 #if defined(__AVX512F__) || defined(__ARM_NEON)
@@ -47,6 +47,8 @@ INLINE long pitch(long count, long bytes) { return ((count * bytes / CACHE_LINE 
 #include "conv3x3_sparse.c"
 
 #else
+
+#include "real.h"
 
 #define Vector NAME(TapVector)
 #define Entry NAME(Entry)
@@ -182,10 +184,37 @@ static void NAME(give)(const Sizes *s, const REAL *sums, long image, long depth,
         }
 }
 
+// What row p of y gives to the maxima over windows of size x size, and to the winners.
+static void NAME(give_largest)(const Sizes *s, const REAL *sums, long image, long depth, const REAL *bias, int relu,
+                               long size, REAL *largest, uint8_t *winner, long p, long n, long images) {
+    const long Q = s->Q / size, i = p % size;
+    for (long q = 0; q < Q; ++q)
+        for (long o = 0; o < s->O; ++o) {
+            const REAL b = bias ? bias[o] : 0;
+            const long place = ((p / size * s->O + o) * Q + q) * s->N + n;
+            for (long j = 0; j < size; ++j) {
+                const REAL *const sum = sums + (q * size + j + 2 - s->left) * depth + o;
+                REAL line[MOST];
+                for (long k = 0; k < images; ++k) {
+                    const REAL value = sum[k * image] + b;
+                    line[k] = relu && value <= 0 ? 0 : value;
+                }
+                if (i || j)
+                    NAME(take_larger)(line, largest + place, winner + place, i * size + j, images);
+                else {
+                    memcpy(largest + place, line, images * sizeof(REAL));
+                    memset(winner + place, 0, images);
+                }
+            }
+        }
+}
+
 // Output rows first <= p < last, for the images first_image <= n < last_image; bias and mask may be NULL: y is 0 where
-// a mask is 0 or below. Returns 0, or -1 where there is no memory.
+// a mask is 0 or below. winner: NULL, or y (P/size,O,Q/size,N) is to have the maxima over windows of size x size, of
+// which winner (of that shape) tells the first; first and last are multiples of size then. Returns 0, or -1 where there
+// is no memory.
 int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu,
-                           const REAL *mask, REAL *y, long first, long last, long first_image, long last_image) {
+                           const REAL *mask, REAL *y, long size, uint8_t *winner, long first, long last, long first_image, long last_image) {
     const long depth = (s->O + LANES - 1) / LANES * LANES, columns = larger(s->W + 2, s->Q + 2 - s->left);
     const long line = columns * depth, image = pitch(3 * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
@@ -223,7 +252,10 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
                 }
             }
             REAL *const done = at_work + (p + 1) % 3 * line;  // row p - 2, which no later row of x meets
-            if (p - 2 >= first) NAME(give)(s, done, image, depth, bias, relu, mask, y, p - 2, n, images);
+            if (p - 2 >= first && winner)
+                NAME(give_largest)(s, done, image, depth, bias, relu, size, y, winner, p - 2, n, images);
+            else if (p - 2 >= first)
+                NAME(give)(s, done, image, depth, bias, relu, mask, y, p - 2, n, images);
             for (long k = 0; k < images; ++k) memset(done + k * image, 0, line * sizeof(REAL));
         }
         memset(at_work, 0, most * image * sizeof(REAL));

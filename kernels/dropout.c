@@ -8,7 +8,6 @@
 // numbers: as easy as 1, 2, 3 (2011); Srivastava et al. (2014).
 #ifndef REAL
 #include "common.h"
-#include <stdint.h>
 #define REAL float
 #include "dropout.c"
 #undef REAL

@@ -8,7 +8,6 @@
 // are copied together first: a vector unit wants more numbers at a time. Output rows first <= p < last.
 #ifndef REAL
 #include "common.h"
-#include <stdint.h>
 
 // BLOCK: numbers whose loop has no rest, which a compiler may leave out of the vectors. The last block overlaps the one
 // before; that changes nothing, for what is compared once more is not larger any more. LINE: numbers that are copied
@@ -31,6 +30,8 @@ enum { BLOCK = 32, LINE = 512 };
 #include "max_pool2d.c"
 #else
 
+#include "real.h"
+
 // The lines of the windows first <= t < last of a row, channel by channel, W / size of each, side by side; and back.
 INLINE void NAME(gather)(const REAL *x, long W, long N, long size, long first, long last, REAL *lines) {
     const long Q = W / size;
@@ -47,15 +48,6 @@ INLINE void NAME(scatter)(const REAL *lines, long W, long N, long size, long fir
         REAL *to = x + (t / Q * W + t % Q * size) * N;
         for (const long end = smaller(last, (t / Q + 1) * Q); t < end; ++t, to += size * N, lines += N)
             for (long n = 0; n < N; ++n) to[n] = lines[n];
-    }
-}
-
-INLINE void NAME(take_larger)(const REAL *restrict member, REAL *restrict best, uint8_t *restrict winner, uint8_t k,
-                              long count) {
-    for (long n = 0; n < count; ++n) {
-        const int larger = (member[n] > best[n]) | ((member[n] != member[n]) & (best[n] == best[n]));
-        best[n] = larger ? member[n] : best[n];
-        winner[n] = larger ? k : winner[n];
     }
 }
 
@@ -99,8 +91,9 @@ void NAME(max_pool2d)(const REAL *x, REAL *y, uint8_t *winner, long C, long W, l
         }
 }
 
+// x and y NULL: to the winner; winner NULL: to all that equal the maximum.
 void NAME(max_pool2d_grad)(const REAL *g, const REAL *x, const REAL *y, const uint8_t *winner, REAL *gx, long C, long W,
-                           long N, long size, int all_ties, long first, long last) {
+                           long N, long size, long first, long last) {
     const long Q = W / size, together = N && N < BLOCK ? LINE / N : 1;
     for (long p = first; p < last; ++p)
         for (long i = 0; i < size; ++i) {
@@ -112,7 +105,7 @@ void NAME(max_pool2d_grad)(const REAL *g, const REAL *x, const REAL *y, const ui
                     const REAL *const grad = g + window, *const best = y + window, *member = x + place;
                     const uint8_t *const won = winner + window, k = (uint8_t)(i * size + j);
                     REAL members[LINE], lines[LINE], *const to = N < BLOCK ? lines : gx + place;
-                    if (all_ties) {
+                    if (!winner) {
                         if (N < BLOCK) {
                             NAME(gather)(x + row + j * N, W, N, size, t, end, members);
                             member = members;

@@ -166,14 +166,30 @@ def max_pool2d(x: Array, size: int) -> tuple[Array, Array]:
     return _logical(y), _logical(winner)
 
 
-def max_pool2d_grad(g: Array, x: Array, y: Array, winner: Array, size: int, ties: str) -> Array:
-    """Gradient of max_pool2d. ties "first": to the winner; "all": to every element equal to the maximum (Theano), of a
-    maximum that is NaN to every NaN.
+def max_pool2d_grad(g: Array, winner: Array, shape: tuple[int, ...], size: int) -> Array:
+    """Gradient of max_pool2d to the winner of each window. g, winner (N, C, H', W') -> gx of shape (N, C, H, W)."""
+    images, channels, *rows_and_columns = shape
+    physical = rows_and_columns[0], channels, rows_and_columns[1], images
+    return _logical(_kernels()[0].max_pool2d_grad(_physical(g), _physical(winner), physical, size))
 
-    g, y, winner (N, C, H', W'), x (N, C, H, W) -> (N, C, H, W).
+
+def max_pool2d_grad_of_ties(g: Array, x: Array, y: Array, size: int) -> Array:
+    """Gradient of max_pool2d to every element equal to the maximum (Theano), of a maximum that is NaN to every NaN.
+
+    g, y (N, C, H', W'), x (N, C, H, W) -> (N, C, H, W).
     """
     _check_dtypes(g, x, y)
-    return _logical(_kernels()[0].max_pool2d_grad(*map(_physical, (g, x, y, winner)), size, ties))
+    return _logical(_kernels()[0].max_pool2d_grad_of_ties(*map(_physical, (g, x, y)), size))
+
+
+def conv2d_max_pool2d(
+    x: Array, w: Array, b: Array, size_out: Size, offset: Size, relu: bool, size: int
+) -> tuple[Array, Array]:
+    """max_pool2d(conv2d(x, w, b, size_out, offset, relu), size), to the last bit: y and winner. Here the array between
+    them is not written where most of x is 0."""
+    _check_dtypes(x, w, b)
+    y, winner = _kernels()[0].conv2d_max_pool2d(_physical(x), w, offset, size_out, b, relu, size)
+    return _logical(y), _logical(winner)
 
 
 def pack_moved(w: Array) -> Array:

@@ -504,12 +504,25 @@ class Cuda:
         self._launch("max_pool2d", self._type(x), (_ceil_div(n * c, 8),), (32, 8), x, y, winner, n * c, h, w, size)
         return y, winner
 
-    def max_pool2d_grad(self, g: Array, x: Array, y: Array, winner: Array, size: int, ties: str) -> Array:
-        g, x, y, winner = self._inputs(g, x, y, winner)
-        (n, c, h, w), gx = x.shape, self.xp.empty(x.shape, g.dtype)
-        arguments = (g, x, y, winner, gx, n * c, h, w, size, ties == "all")
+    def max_pool2d_grad(self, g: Array, winner: Array, shape: tuple[int, ...], size: int) -> Array:
+        g, winner = self._inputs(g, winner)
+        return self._max_pool2d_grad(g, g, g, winner, shape, size, False)
+
+    def max_pool2d_grad_of_ties(self, g: Array, x: Array, y: Array, size: int) -> Array:
+        g, x, y = self._inputs(g, x, y)
+        return self._max_pool2d_grad(g, x, y, self.xp.empty(1, np.uint8), x.shape, size, True)
+
+    def _max_pool2d_grad(self, g, x, y, winner, shape, size, all_ties):
+        """The kernel reads x and y, or the winner."""
+        (n, c, h, w), gx = shape, self.xp.empty(shape, g.dtype)
+        arguments = (g, x, y, winner, gx, n * c, h, w, size, all_ties)
         self._launch("max_pool2d_grad", self._type(g), (_ceil_div(n * c, 8),), (32, 8), *arguments)
         return gx
+
+    def conv2d_max_pool2d(
+        self, x: Array, w: Array, b: Array, size_out: Size, offset: Size, relu: bool, size: int
+    ) -> tuple[Array, Array]:
+        return self.max_pool2d(self.conv2d(x, w, b, size_out, offset, relu), size)
 
     def _rowwise(self, kernel, T, *inputs):
         """A kernel of softmax.cu with inputs and output (N, K)."""

@@ -34,12 +34,12 @@ FUNCTIONS = {
     "correlate": "status sizes array array array array int array int array long long",
     "sparse_pack": "whether sizes array array array",
     "is_sparse": "whether sizes array double",
-    "sparse_correlate": "status sizes array array array int array array long long long long",
+    "sparse_correlate": "status sizes array array array int array array long array long long long long",
     "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
     "relu_grad": "array array array long",
     "max_pool2d": "array array array long long long long long long",
-    "max_pool2d_grad": "array array array array array long long long long int long long",
+    "max_pool2d_grad": "array array array array array long long long long long long",
     "pack_moved": "moved array array",
     "conv2d_moved": "status moved array array array array int int array array long long",
     "max_pool2d_moved": "moved array array array array long long int int array array long long",
@@ -139,18 +139,12 @@ class CKernels:
         """Whether C could do it: the zeros beside the images, which it leaves out, are no zeros times filters that are
         not finite, but NaN. mask: relu_grad(y, mask)."""
         filters, channels, *kernel = w.shape
-        images = x.shape[3]
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        w = w if w.flags.aligned else w.copy()  # which a field of a structured array may not be
-        strides: Any = Strides(*(stride // w.itemsize for stride in w.strides))
-        by_tap = channels >= MANY_CHANNELS and self._sparse_kernel(kernel, offset, filters, x.dtype)
-        if by_tap and images >= FEW and self._call("is_sparse", x.dtype, sizes, x, DENSE):
-            vectors, lanes = self._vectors(filters, x.dtype)
-            packed = _on_cache_lines((vectors, channels, *kernel, lanes), x.dtype)
-            if self._call("sparse_pack", x.dtype, sizes, w, strides, packed):
-                self._sparse_correlate(sizes, x, packed, y, bias, relu, mask)
-                return True
+        if (packed := self._sparse_filters(sizes, x, w)) is not None:
+            self._sparse_correlate(sizes, x, packed, y, bias, relu, mask)
+            return True
+        w, strides = _aligned(w)
         if kernel != [1, 1] or filters % self._filters_together:
             blocks = math.ceil(filters / self._filters_together)
             packed = buffers.empty((blocks * self._filters_together * channels * math.prod(kernel),), x.dtype)
@@ -158,6 +152,7 @@ class CKernels:
             if not self._call("pack", x.dtype, sizes, w, strides, packed) and beside:
                 return False
             w, strides = packed, None
+        by_tap = self._adds_by_tap(sizes, x.dtype)
 
         def rows(first, last):
             self._call("correlate", x.dtype, sizes, x, w, strides, bias, relu, mask, by_tap, y, first, last)
@@ -165,18 +160,57 @@ class CKernels:
         over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
         return True
 
-    def _sparse_correlate(
-        self, sizes: Sizes, x: Array, packed: Array, y: Array, bias: Array | None, relu: bool, mask: Array | None
-    ) -> None:
-        def part(*ends):  # first and last row, first and last image
-            self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, mask, y, *ends)
+    def _adds_by_tap(self, sizes: Sizes, dtype: np.dtype) -> bool:
+        """Whether this is a convolution whose bits conv3x3_sparse.c has, too."""
+        offset = sizes.top, sizes.left
+        return sizes.C >= MANY_CHANNELS and self._sparse_kernel((sizes.kh, sizes.kw), offset, sizes.O, dtype)
 
-        images = x.shape[3]
+    def _sparse_filters(self, sizes: Sizes, x: Array, w: Array) -> Array | None:
+        """The filters as conv3x3_sparse.c takes them, or None where it is not to do this convolution."""
+        if sizes.N < FEW or not self._adds_by_tap(sizes, x.dtype):
+            return None
+        if not self._call("is_sparse", x.dtype, sizes, x, DENSE):
+            return None
+        vectors, lanes = self._vectors(sizes.O, x.dtype)
+        packed = _on_cache_lines((vectors, *w.shape[1:], lanes), x.dtype)
+        return packed if self._call("sparse_pack", x.dtype, sizes, *_aligned(w), packed) else None
+
+    def _sparse_correlate(
+        self,
+        sizes: Sizes,
+        x: Array,
+        packed: Array,
+        y: Array,
+        bias: Array | None,
+        relu: bool,
+        mask: Array | None = None,
+        size: int = 1,
+        winner: Array | None = None,
+    ) -> None:
+        def part(first, last, *images):  # the first and the last
+            ends = first * size, last * size, *images
+            self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, mask, y, size, winner, *ends)
+
+        images, work = x.shape[3], y.size * size**2 * sizes.C * sizes.kh * sizes.kw
         if images < BLOCK * workers():
-            over_rows(lambda first, last: part(first, last, 0, images), y, y.size * sizes.C * 9 // MULTIPLY_ADDS)
+            over_rows(lambda first, last: part(first, last, 0, images), y, work // MULTIPLY_ADDS)
         else:  # the fewer parts the longer the lines in which memory is read; the bits are the same for any
             shares = chunks(images, math.ceil(images / workers()))
             in_parallel(lambda share: part(0, len(y), share.start, min(share.stop, images)), shares)
+
+    def conv2d_max_pool2d(
+        self, x: Array, w: Array, offset: Size, size_out: Size, bias: Array, relu: bool, size: int
+    ) -> tuple[Array, Array]:
+        (filters, _, *kernel), images = w.shape, x.shape[3]
+        sizes = Sizes(*x.shape, filters, *size_out, *kernel, *offset)
+        if (packed := self._sparse_filters(sizes, x, w)) is None:
+            y = buffers.empty((size_out[0], filters, size_out[1], images), x.dtype)
+            return self.max_pool2d(self.correlate(x, w, offset, y, bias, relu), size)
+        y = buffers.empty((size_out[0] // size, filters, size_out[1] // size, images), x.dtype)
+        winner = np.empty(y.shape, np.uint8)
+        bias = np.ascontiguousarray(bias)
+        self._sparse_correlate(sizes, x, packed, y, bias, relu, size=size, winner=winner)
+        return y, winner
 
     def _sparse_kernel(self, kernel: Sequence[int], offset: Size, filters: int, dtype: np.dtype) -> bool:
         """Whether such a convolution is one for conv3x3_sparse.c."""
@@ -273,14 +307,22 @@ class CKernels:
         over_rows(rows, y)
         return y, winner
 
-    def max_pool2d_grad(self, g: Array, x: Array, y: Array, winner: Array, size: int, ties: str) -> Array:
-        gx = buffers.empty(x.shape, g.dtype)
-        gx[len(y) * size :] = 0
+    def max_pool2d_grad(self, g: Array, winner: Array, shape: tuple[int, ...], size: int) -> Array:
+        return self._max_pool2d_grad(g, None, None, winner, shape, size)
+
+    def max_pool2d_grad_of_ties(self, g: Array, x: Array, y: Array, size: int) -> Array:
+        return self._max_pool2d_grad(g, x, y, None, x.shape, size)
+
+    def _max_pool2d_grad(
+        self, g: Array, x: Array | None, y: Array | None, winner: Array | None, shape: tuple[int, ...], size: int
+    ) -> Array:
+        gx = buffers.empty(shape, g.dtype)
+        gx[len(g) * size :] = 0
 
         def rows(first, last):
-            self._call("max_pool2d_grad", g.dtype, g, x, y, winner, gx, *x.shape[1:], size, ties == "all", first, last)
+            self._call("max_pool2d_grad", g.dtype, g, x, y, winner, gx, *shape[1:], size, first, last)
 
-        over_rows(rows, y)
+        over_rows(rows, g)
         return gx
 
     def pack_moved(self, w: Array) -> Array:
@@ -339,6 +381,12 @@ class CKernels:
 def _output(y: Array) -> tuple[int, int, int]:
     """O, P, Q of Sizes."""
     return y.shape[1], y.shape[0], y.shape[2]
+
+
+def _aligned(w: Array) -> tuple[Array, Any]:
+    """An array that C can read, where a field of a structured one may be at odd addresses, and its strides."""
+    w = w if w.flags.aligned else w.copy()
+    return w, Strides(*(stride // w.itemsize for stride in w.strides))
 
 
 def _address(array: Any) -> int:

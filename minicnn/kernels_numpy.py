@@ -121,12 +121,28 @@ def max_pool2d(x: Array, size: int) -> tuple[Array, Array]:
     return y, winner
 
 
-def max_pool2d_grad(g: Array, x: Array, y: Array, winner: Array, size: int, ties: str) -> Array:
-    """g to the winner (ties "first") or to every member equal to the maximum ("all"), 0 elsewhere -> x's shape."""
-    gx = np.zeros(x.shape, g.dtype)
-    for position, (member, target) in enumerate(zip(_members(x, size), _members(gx, size), strict=True)):
-        np.copyto(target, g, where=winner == position if ties == "first" else _equal(member, y))
+def max_pool2d_grad(g: Array, winner: Array, shape: tuple[int, ...], size: int) -> Array:
+    """g to the winner of each window, 0 elsewhere -> gx of that shape (H, C, W, N)."""
+    gx = np.zeros(shape, g.dtype)
+    for position, target in enumerate(_members(gx, size)):
+        np.copyto(target, g, where=winner == position)
     return gx
+
+
+def max_pool2d_grad_of_ties(g: Array, x: Array, y: Array, size: int) -> Array:
+    """g to every member of a window that equals its maximum, 0 elsewhere -> x's shape."""
+    gx = np.zeros(x.shape, g.dtype)
+    for member, target in zip(_members(x, size), _members(gx, size), strict=True):
+        np.copyto(target, g, where=_equal(member, y))
+    return gx
+
+
+def conv2d_max_pool2d(
+    x: Array, w: Array, offset: Size, size_out: Size, bias: Array, relu: bool, size: int
+) -> tuple[Array, Array]:
+    """max_pool2d of correlate, whose outputs have size_out rows and columns."""
+    y = np.empty((size_out[0], len(w), size_out[1], x.shape[3]), x.dtype)
+    return max_pool2d(correlate(x, w, offset, y, bias, relu), size)
 
 
 def _equal(a: Array, b: Array) -> Array:

@@ -6,7 +6,6 @@ N images, C channels, O filters, H rows, W columns, D inputs, U units, K classes
 
 from __future__ import annotations
 
-import inspect
 import numbers
 from typing import Any
 
@@ -170,15 +169,22 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
     array([[[[ 8.5, 12.5],
              [20.5, 24.5]]]])
     """
+    size_out, offset, pullbacks = _convolution(x, w, b, padding)
+    relu, f = as_flag("relu", relu), _functions(x)
+    y = f.conv2d(x, w, b, size_out, offset, relu)
+    return (y, pullbacks, ReluGradient(y, lambda g: f.relu_grad(g, y))) if relu else (y, pullbacks)
+
+
+def _convolution(x: Array, w: Array, b: Array, padding: str) -> tuple[Any, Any, tuple[Any, ...]]:
+    """What a convolution of images has: rows and columns of its output, zeros before its input, and pullbacks. Raises
+    ValueError where there is none."""
     _check_shape("images", x, ("N", "C", "H", "W"))
     _check_shape("filters", w, ("O", x.shape[1], "kh", "kw"))
     _check_shape("bias", b, w.shape[:1])
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
-    relu = as_flag("relu", relu)
     size, kernel, f = x.shape[2:], w.shape[2:], _functions(x)
     size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
-    y = f.conv2d(x, w, b, size_out, offset, relu)
 
     def input_grad(g, mask):
         if mask is not None and mask.shape != x.shape:
@@ -190,7 +196,7 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
         lambda g: f.conv2d_weight_grad(x, g, kernel, offset),
         lambda g: f.bias_grad(g),
     )
-    return (y, pullbacks, ReluGradient(y, lambda g: f.relu_grad(g, y))) if relu else (y, pullbacks)
+    return size_out, offset, pullbacks
 
 
 @op
@@ -237,28 +243,46 @@ def max_pool2d(x: Array, size: int = 2, ties: str = "first") -> ValueAndPullback
              [0., 1.]]]])
     """
     _check_shape("images", x, ("N", "C", "H", "W"))
+    size, f = _pool_size(size, ties, x.shape[2:]), _functions(x)
+    y, winner = f.max_pool2d(x, size)
+    if ties == "all":
+        return y, (lambda g: f.max_pool2d_grad_of_ties(g, x, y, size),)
+    return y, (lambda g: f.max_pool2d_grad(g, winner, x.shape, size),)
+
+
+def _pool_size(size: Any, ties: str, image: tuple[int, ...]) -> int:
+    """The size as an int. Raises ValueError where an image of so many rows and columns has no such pool."""
     if ties not in ("first", "all"):
         raise ValueError(f"ties must be 'first' or 'all', got {ties!r}")
     size = as_integer("pool size", size)
-    if not 1 <= size <= min(LARGEST_POOL, *x.shape[2:]):
-        raise ValueError(f"pool size must be 1 to {LARGEST_POOL} and at most the image's {x.shape[2:]}, got {size}")
-    f = _functions(x)
-    y, winner = f.max_pool2d(x, size)
-    return y, (lambda g: f.max_pool2d_grad(g, x, y, winner, size, ties),)
+    if not 1 <= size <= min(LARGEST_POOL, *image):
+        raise ValueError(f"pool size must be 1 to {LARGEST_POOL} and at most the image's {image}, got {size}")
+    return size
 
 
 @op
 def conv2d_max_pool2d(
     x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = False, size: int = 2, ties: str = "first"
 ) -> ValueAndPullbacks:
-    """max_pool2d(conv2d(x, w, b, padding, relu), size, ties), to the last bit, the gradients too, in one pass less.
+    """max_pool2d(conv2d(x, w, b, padding, relu), size, ties), to the last bit, the gradients too, in two passes less.
 
     A maximum is 0 only where all of its window is, so the gradient of ReLU may be taken before that of the pool, where
-    numbers are fewer. Raises ValueError as the two do.
+    numbers are fewer. What is pooled is kept only where ties="all" asks for it. Raises ValueError as the two do.
     """
-    f = _functions(x)
-    y, pullbacks, *_ = inspect.unwrap(conv2d)(x, w, b, padding, relu)
-    z, (unpool,) = inspect.unwrap(max_pool2d)(y, size, ties)
+    size_out, offset, pullbacks = _convolution(x, w, b, padding)
+    relu, size, f = as_flag("relu", relu), _pool_size(size, ties, size_out), _functions(x)
+    if ties == "all":
+        y = f.conv2d(x, w, b, size_out, offset, relu)
+        z = f.max_pool2d(y, size)[0]
+
+        def unpool(g):
+            return f.max_pool2d_grad_of_ties(g, y, z, size)
+    else:
+        z, winner = f.conv2d_max_pool2d(x, w, b, size_out, offset, relu, size)
+
+        def unpool(g):
+            return f.max_pool2d_grad(g, winner, (len(x), len(w), *size_out), size)
+
     return z, pullbacks, ReluGradient(z, lambda g: f.relu_grad(g, z), unpool) if relu else unpool
 
 

@@ -242,7 +242,7 @@ def test_conv2d_has_the_same_bits_whether_zeros_are_left_out(compiler, dtype, mo
     kernels, launched = kernels_c.CKernels(), []
     monkeypatch.setattr(cpu, "_kernels", lambda: (kernels, "compiled"))
     monkeypatch.setattr(
-        kernels, "_call", lambda *given: (launched.append(given[0]), type(kernels)._call(kernels, *given))
+        kernels, "_call", lambda *given: (launched.append(given[0]), type(kernels)._call(kernels, *given))[1]
     )
     monkeypatch.setattr(kernels_c, "FEW", 1)
     rng, numbers = np.random.default_rng(0), np.finfo(dtype)
@@ -258,13 +258,17 @@ def test_conv2d_has_the_same_bits_whether_zeros_are_left_out(compiler, dtype, mo
             special = np.nan, np.inf, -0.0, numbers.smallest_subnormal, numbers.max
             x.flat[rng.integers(x.size, size=5)] = special
         w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((filters, channels, 3, 3), (filters,)))
-        found = []
+        found, pooled, pool = [], [], min(1 + case % 3, *size_out)
         for dense, expected in ((0, "correlate"), (2, "sparse_correlate")):
             monkeypatch.setattr(kernels_c, "DENSE", dense)
             found.append(cpu.conv2d(x, w, b, size_out, (top, left), False))
             assert launched[-1] == expected
+            pooled.append(cpu.conv2d_max_pool2d(x, w, b, size_out, (top, left), case % 2 == 0, pool))
+            assert (launched[-1] == "max_pool2d") == (dense == 0)
         np.testing.assert_array_equal(*found)
         assert np.array_equal(*(np.signbit(y[~np.isnan(y)]) for y in found))
+        for one, other in zip(*pooled, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("images", [1, 5, 16, 50, 128])

@@ -81,7 +81,8 @@ def test_threads_change_no_bit(with_threads, size, monkeypatch):
             cpu.relu_grad(y, y),
             pooled,
             winner,
-            cpu.max_pool2d_grad(pooled, y, pooled, winner, 2, "all"),
+            cpu.max_pool2d_grad(pooled, winner, y.shape, 2),
+            cpu.max_pool2d_grad_of_ties(pooled, y, pooled, 2),
         ]
 
     by_threads = []

@@ -259,7 +259,9 @@ def test_launch_for_ten_thousand_images_gives_each_the_bits_that_it_has_in_a_sma
         lambda x: f.conv2d(x, w, b, (2, 3), (0, 0), True),
         lambda x: f.conv2d_input_grad(f.conv2d(x, w, None, (2, 3), (0, 0), False), w, (4, 5), (0, 0)),
         lambda x: f.max_pool2d(x, 2)[0],
-        lambda x: f.max_pool2d_grad(*(f.max_pool2d(x, 2)[0], x, *f.max_pool2d(x, 2), 2, "first")),
+        lambda x: f.max_pool2d_grad(*f.max_pool2d(x, 2), x.shape, 2),
+        lambda x: f.max_pool2d_grad_of_ties(f.max_pool2d(x, 2)[0], x, f.max_pool2d(x, 2)[0], 2),
+        lambda x: f.conv2d_max_pool2d(x, w, b, (2, 3), (0, 0), True, 2)[0],
         lambda x: f.dense(x.reshape(-1, 20), v, c, False),
         lambda x: f.softmax(x.reshape(-1, 20), 1.0),
     ):
@@ -318,7 +320,7 @@ def training_step(functions, dtype):
         x, target = f.gather(data, order, step, 6), f.gather(labels, order, step, 6)
         y1 = f.conv2d(x, w1, b1, (10, 11), (0, 0), True)
         y2 = f.conv2d(y1, w2, b2, (10, 11), (1, 1), False)
-        pooled, winner = f.max_pool2d(y2, 2)
+        pooled = f.max_pool2d(y2, 2)[0]
         rectified = f.relu(pooled)
         flat, kept = f.dropout(rectified.reshape(6, -1), 0.5, 7, 0, step)
         z = f.dense(flat, w3, b3, False)
@@ -326,7 +328,7 @@ def training_step(functions, dtype):
         g = f.cross_entropy_grad(mean, z, target, 2.0)
         grads = [f.bias_grad(g), f.dense_weight_grad(flat, g)]
         g = f.dropout_grad(f.dense_input_grad(g, w3), kept, 0.5, 7, 0, step).reshape(rectified.shape)
-        g = f.max_pool2d_grad(f.relu_grad(g, rectified), y2, pooled, winner, 2, "all")
+        g = f.max_pool2d_grad_of_ties(f.relu_grad(g, rectified), y2, pooled, 2)
         grads += [f.bias_grad(g), f.conv2d_weight_grad(y1, g, (3, 3), (1, 1))]
         g = f.relu_grad(f.conv2d_input_grad(g, w2, (10, 11), (1, 1)), y1)
         grads += [f.bias_grad(g), f.conv2d_weight_grad(x, g, (3, 3), (0, 0))]

@@ -398,19 +398,20 @@ TIED = [[2, 2, 1, 0, 9], [2, 1, 3, 3, 9], [5, 5, 0, 7, 9], [5, 5, 7, 0, 9], [9, 
 @pytest.mark.parametrize("ties", ["first", "all"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("channels", [2, 17])
-def test_conv2d_max_pool2d_is_the_two_one_after_the_other(device, ties, relu, channels):
-    """To the last bit, with ties, numbers below 0 and NaN."""
+@pytest.mark.parametrize(("size", "images", "present"), [(2, 20, 1), (2, 70, 0.3), (3, 5, 0.3)])
+def test_conv2d_max_pool2d_is_the_two_one_after_the_other(device, ties, relu, channels, size, images, present):
+    """To the last bit, with ties, numbers below 0 and NaN, and where much is 0."""
     rng, found = np.random.default_rng(0), []
-    x, w, g = (
-        rng.standard_normal(shape).round(1) for shape in ((20, channels, 7, 8), (9, channels, 3, 3), (20, 9, 2, 3))
-    )
+    shapes = (images, channels, 7, 8), (9, channels, 3, 3), (images, 9, 5 // size, 6 // size)
+    x, w, g = (rng.standard_normal(shape).round(1) for shape in shapes)
+    x *= rng.random(x.shape) < present
     x[0], x[1, 0, 2, 2] = 0.5, np.nan
     for together in (True, False):
         tensors = [tensor(device, a, SINGLE) for a in (x, w, w[:, 0, 0, 0])]
         if together:
-            y = ops.conv2d_max_pool2d(*tensors, relu=relu, ties=ties)
+            y = ops.conv2d_max_pool2d(*tensors, relu=relu, size=size, ties=ties)
         else:
-            y = ops.max_pool2d(ops.conv2d(*tensors, relu=relu), ties=ties)
+            y = ops.max_pool2d(ops.conv2d(*tensors, relu=relu), size, ties)
         y.backward(device.asarray(g, dtype=SINGLE))
         found.append([host(a) for a in (y, *(t.grad for t in tensors))])
     for one, other in zip(*found, strict=True):

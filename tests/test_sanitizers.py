@@ -119,8 +119,8 @@ def _convolve_and_pool(dtype, images, channels, filters, size, offset):
     cpu.conv2d_input_grad(y, w, size, offset), cpu.conv2d_input_grad(y, w, size, offset, x)
     cpu.conv2d_weight_grad(x, y, (3, 3), offset), cpu.relu_grad(y, y)
     pooled, winner = cpu.max_pool2d(y, 2)
-    for ties in ("first", "all"):
-        cpu.max_pool2d_grad(pooled, y, pooled, winner, 2, ties)
+    cpu.max_pool2d_grad(pooled, winner, y.shape, 2), cpu.max_pool2d_grad_of_ties(pooled, y, pooled, 2)
+    cpu.conv2d_max_pool2d(x, w, np.ones(filters, dtype), size_out, offset, True, 2)
 
 
 def _move(dtype, keep):
