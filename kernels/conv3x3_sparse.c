@@ -137,7 +137,7 @@ INLINE void NAME(scatter)(const int i0, const int i1, const int vectors, const S
 
 // The filters as scatter reads them: [O / LANES][C][TAPS][LANES], the last tap first, those beyond O zero. w[o,c,i,j]
 // stands at w + o * stride[0] + c * stride[1] + i * stride[2] + j * stride[3]. Returns whether all are finite.
-int NAME(sparse_pack)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
+static int NAME(pack_taps)(const Sizes *s, const REAL *w, const long stride[4], REAL *packed) {
     REAL *to = packed;
     for (long o = 0; o < s->O; o += LANES)
         for (long c = 0; c < s->C; ++c)
@@ -149,7 +149,7 @@ int NAME(sparse_pack)(const Sizes *s, const REAL *w, const long stride[4], REAL 
 }
 
 // Whether less than the share `dense` of x is not 0, as lines of all channels have it, one in SAMPLED^2.
-int NAME(is_sparse)(const Sizes *s, const REAL *x, double dense) {
+static int NAME(is_sparse)(const Sizes *s, const REAL *x, double dense) {
     long present = 0, seen = 0;
     for (long r = 0; r < s->H; r += SAMPLED)
         for (long c = 0; c < s->C; ++c)
@@ -209,12 +209,15 @@ static void NAME(give_largest)(const Sizes *s, const REAL *sums, long image, lon
         }
 }
 
-// Output rows first <= p < last, for the images first_image <= n < last_image; bias and mask may be NULL: y is 0 where
-// a mask is 0 or below. winner: NULL, or y (P/size,O,Q/size,N) is to have the maxima over windows of size x size, of
-// which winner (of that shape) tells the first; first and last are multiples of size then. Returns 0, or -1 where there
-// is no memory.
-int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, const REAL *bias, int relu,
-                           const REAL *mask, REAL *y, long size, uint8_t *winner, long first, long last, long first_image, long last_image) {
+// Output rows first <= p < last, for the images first_image <= n < last_image; w, stride as for pack_taps; bias and mask
+// may be NULL: y is 0 where a mask is 0 or below. winner: NULL, or y (P/size,O,Q/size,N) is to have the maxima over
+// windows of size x size, of which winner (of that shape) tells the first; first and last are multiples of size then.
+// Returns 1; 0 where nothing is done, for more than the share `dense` of x is not 0, or a filter is not finite, and NaN
+// times 0; or -1 where there is no memory.
+int NAME(sparse_correlate)(const Sizes *s, const REAL *x, double dense, const REAL *w, const long stride[4],
+                           const REAL *bias, int relu, const REAL *mask, REAL *y, long size, uint8_t *winner,
+                           long first, long last, long first_image, long last_image) {
+    if (!NAME(is_sparse)(s, x, dense)) return 0;
     const long depth = (s->O + LANES - 1) / LANES * LANES, columns = larger(s->W + 2, s->Q + 2 - s->left);
     const long line = columns * depth, image = pitch(3 * line, sizeof(REAL));
     const long most = NAME(together)(image, last_image - first_image);
@@ -222,8 +225,9 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
     REAL *const at_work = cleared(most * image * sizeof(REAL));  // row p of y in place p % 3, its column q at q + 2 - left
     Entry *const lists = malloc(most * longest * sizeof(Entry));
     Entry **const ends = malloc((s->W + 1) * MOST * sizeof(Entry *));
-    const int failed = !at_work || !lists || !ends;
-    for (long n = first_image; n < last_image && !failed; n += most) {
+    REAL *const packed = cleared(depth * s->C * TAPS * sizeof(REAL));
+    int done = at_work && lists && ends && packed ? NAME(pack_taps)(s, w, stride, packed) : -1;
+    for (long n = first_image; n < last_image && done == 1; n += most) {
         const long images = smaller(most, last_image - n);
         for (long p = first; p < last + 2; ++p) {  // the last row that row p - top of x meets
             const long r = p - s->top;
@@ -260,8 +264,8 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, const REAL *packed, co
         }
         memset(at_work, 0, most * image * sizeof(REAL));
     }
-    free(at_work), free(lists), free(ends);
-    return failed ? -1 : 0;
+    free(at_work), free(lists), free(ends), free(packed);
+    return done;
 }
 
 // Row r of x for `images` images from n on, zeros beside it, to `to` with channels innermost. Returns whether a number

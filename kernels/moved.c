@@ -77,7 +77,7 @@ int NAME(conv2d_moved)(const Moved *s, const long *image, const long *origin, co
     const long to = s->edge + s->k - 1, blocks = (to + COLUMNS - 1) / COLUMNS;
     const long pitch = (blocks * COLUMNS + s->k - 1) * s->C;
     REAL *const padded = calloc(s->edge * pitch, sizeof(REAL)), sums[COLUMNS * PAIR];
-    if (!padded) return 1;
+    if (!padded) return -1;
     for (long m = first; m < last; ++m) {
         const long top = origin[2 * m] - s->k + 1, left = origin[2 * m + 1] - s->k + 1;
         for (long r = 0; r < s->edge; ++r)

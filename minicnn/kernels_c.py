@@ -28,13 +28,11 @@ PACKED = 4  # times as many units as images, or more: fewer filters and longer v
 CACHE_LINE = 64  # bytes
 
 # The functions and what they take. "sizes", "moved": a struct Sizes, Moved; "array": a pointer; "real": a number of the
-# REAL in use. They return nothing; with "status" in front whether they had no memory, with "whether" what C says.
+# REAL in use. They return nothing; with "status" in front a number, -1 where there is no memory.
 FUNCTIONS = {
-    "pack": "whether sizes array array array",
+    "pack": "status sizes array array array",
     "correlate": "status sizes array array array array int array int array long long",
-    "sparse_pack": "whether sizes array array array",
-    "is_sparse": "whether sizes array double",
-    "sparse_correlate": "status sizes array array array int array array long array long long long long",
+    "sparse_correlate": "status sizes array double array array array int array array long array long long long long",
     "sparse_weight_grad": "status sizes array array array long long long long",
     "weight_grad": "status sizes array array array long long",
     "relu_grad": "array array array long",
@@ -86,13 +84,13 @@ class CKernels:
         self._functions = {}
         for name, description in FUNCTIONS.items():
             kinds = description.split()
-            returns = kinds.pop(0) if kinds[0] in ("status", "whether") else None
+            has_status = kinds[0] == "status" and bool(kinds.pop(0))
             arrays = [i for i, kind in enumerate(kinds) if kind == "array"]
             for real, suffix in ((ctypes.c_float, "float"), (ctypes.c_double, "double")):
                 function = library[f"{name}_{suffix}"]
                 function.argtypes = [(TYPES | {"real": real})[kind] for kind in kinds]
-                function.restype = ctypes.c_int if returns else None
-                self._functions[name, np.dtype(real)] = function, arrays, returns == "status"
+                function.restype = ctypes.c_int if has_status else None
+                self._functions[name, np.dtype(real)] = function, arrays
         self._kept = library["dropout_kept"]
         self._kept.argtypes = [ctypes.c_void_p, *4 * [ctypes.c_long], *2 * [ctypes.c_uint32], *2 * [ctypes.c_uint64]]
         self._kept.restype = None
@@ -101,18 +99,18 @@ class CKernels:
         self._padded_moved = library["padded_moved"]
         self._padded_moved.argtypes, self._padded_moved.restype = 2 * [ctypes.c_long], ctypes.c_long
 
-    def _call(self, name: str, dtype: np.dtype, *arguments: Any) -> bool:
+    def _call(self, name: str, dtype: np.dtype, *arguments: Any) -> Any:
         """A C function in the version for dtype; what FUNCTIONS calls an array is passed as a pointer to its first
-        element, and ctypes refuses an array for anything else."""
-        function, arrays, may_fail = self._functions[name, dtype]
+        element, and ctypes refuses an array for anything else. Returns the status."""
+        function, arrays = self._functions[name, dtype]
         passed = list(arguments)
         for i in arrays:
             if passed[i] is not None:
                 passed[i] = _address(passed[i])
-        result = function(*passed)
-        if result and may_fail:
+        status = function(*passed)
+        if status == -1:
             raise MemoryError(f"no memory for the rows that {name} works on")
-        return bool(result)
+        return status
 
     def correlate(
         self, x: Array, w: Array, offset: Size, y: Array, bias: Array | None = None, relu: bool = False
@@ -141,8 +139,7 @@ class CKernels:
         filters, channels, *kernel = w.shape
         sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if (packed := self._sparse_filters(sizes, x, w)) is not None:
-            self._sparse_correlate(sizes, x, packed, y, bias, relu, mask)
+        if self._sparse_correlate(sizes, x, w, y, bias, relu, mask):
             return True
         w, strides = _aligned(w)
         if kernel != [1, 1] or filters % self._filters_together:
@@ -165,52 +162,45 @@ class CKernels:
         offset = sizes.top, sizes.left
         return sizes.C >= MANY_CHANNELS and self._sparse_kernel((sizes.kh, sizes.kw), offset, sizes.O, dtype)
 
-    def _sparse_filters(self, sizes: Sizes, x: Array, w: Array) -> Array | None:
-        """The filters as conv3x3_sparse.c takes them, or None where it is not to do this convolution."""
-        if sizes.N < FEW or not self._adds_by_tap(sizes, x.dtype):
-            return None
-        if not self._call("is_sparse", x.dtype, sizes, x, DENSE):
-            return None
-        vectors, lanes = self._vectors(sizes.O, x.dtype)
-        packed = _on_cache_lines((vectors, *w.shape[1:], lanes), x.dtype)
-        return packed if self._call("sparse_pack", x.dtype, sizes, *_aligned(w), packed) else None
-
     def _sparse_correlate(
         self,
         sizes: Sizes,
         x: Array,
-        packed: Array,
+        w: Array,
         y: Array,
         bias: Array | None,
         relu: bool,
         mask: Array | None = None,
         size: int = 1,
         winner: Array | None = None,
-    ) -> None:
-        def part(first, last, *images):  # the first and the last
-            ends = first * size, last * size, *images
-            self._call("sparse_correlate", x.dtype, sizes, x, packed, bias, relu, mask, y, size, winner, *ends)
+    ) -> bool:
+        """Whether conv3x3_sparse.c has done it."""
+        if sizes.N < FEW or not self._adds_by_tap(sizes, x.dtype):
+            return False
+        w, strides = _aligned(w)
+        images, work = sizes.N, y.size * size**2 * sizes.C * sizes.kh * sizes.kw
 
-        images, work = x.shape[3], y.size * size**2 * sizes.C * sizes.kh * sizes.kw
+        def part(first, last, *ends):  # of the images the first and the last
+            arguments = x, DENSE, w, strides, bias, relu, mask, y, size, winner, first * size, last * size, *ends
+            return self._call("sparse_correlate", x.dtype, sizes, *arguments)
+
         if images < BLOCK * workers():
-            over_rows(lambda first, last: part(first, last, 0, images), y, work // MULTIPLY_ADDS)
-        else:  # the fewer parts the longer the lines in which memory is read; the bits are the same for any
-            shares = chunks(images, math.ceil(images / workers()))
-            in_parallel(lambda share: part(0, len(y), share.start, min(share.stop, images)), shares)
+            return all(over_rows(lambda first, last: part(first, last, 0, images), y, work // MULTIPLY_ADDS))
+        # The fewer parts the longer the lines in which memory is read; the bits are the same for any.
+        shares = chunks(images, math.ceil(images / workers()))
+        return all(in_parallel(lambda share: part(0, len(y), share.start, min(share.stop, images)), shares))
 
     def conv2d_max_pool2d(
         self, x: Array, w: Array, offset: Size, size_out: Size, bias: Array, relu: bool, size: int
     ) -> tuple[Array, Array]:
         (filters, _, *kernel), images = w.shape, x.shape[3]
         sizes = Sizes(*x.shape, filters, *size_out, *kernel, *offset)
-        if (packed := self._sparse_filters(sizes, x, w)) is None:
-            y = buffers.empty((size_out[0], filters, size_out[1], images), x.dtype)
-            return self.max_pool2d(self.correlate(x, w, offset, y, bias, relu), size)
-        y = buffers.empty((size_out[0] // size, filters, size_out[1] // size, images), x.dtype)
-        winner = np.empty(y.shape, np.uint8)
-        bias = np.ascontiguousarray(bias)
-        self._sparse_correlate(sizes, x, packed, y, bias, relu, size=size, winner=winner)
-        return y, winner
+        largest = buffers.empty((size_out[0] // size, filters, size_out[1] // size, images), x.dtype)
+        winner, bias = np.empty(largest.shape, np.uint8), np.ascontiguousarray(bias)
+        if self._sparse_correlate(sizes, x, w, largest, bias, relu, size=size, winner=winner):
+            return largest, winner
+        y = buffers.empty((size_out[0], filters, size_out[1], images), x.dtype)
+        return self.max_pool2d(self.correlate(x, w, offset, y, bias, relu), size)
 
     def _sparse_kernel(self, kernel: Sequence[int], offset: Size, filters: int, dtype: np.dtype) -> bool:
         """Whether such a convolution is one for conv3x3_sparse.c."""
