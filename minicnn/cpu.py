@@ -131,10 +131,11 @@ def dense(x: Array, w: Array, b: Array, relu: bool) -> Array:
     return _kernels()[0].product(np.ascontiguousarray(x.T), w, b, relu).T
 
 
-def dense_input_grad(g: Array, w: Array) -> Array:
-    """Gradient of dense by x. g (N, U), w (D, U) -> (N, D)."""
-    _check_dtypes(g, w)
-    return _kernels()[0].product(np.ascontiguousarray(g.T), w.T).T
+def dense_input_grad(g: Array, w: Array, mask: Array | None = None) -> Array:
+    """Gradient of dense by x. g (N, U), w (D, U) -> gx (N, D). With a mask of that shape relu_grad(gx, mask)."""
+    _check_dtypes(g, w, mask)
+    mask = None if mask is None else np.ascontiguousarray(mask.T)
+    return _kernels()[0].product(np.ascontiguousarray(g.T), w.T, mask=mask).T
 
 
 def dense_weight_grad(x: Array, g: Array) -> Array:

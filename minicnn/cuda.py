@@ -476,9 +476,10 @@ class Cuda:
         epilogue = _BIAS | _RELU if relu else _BIAS
         return self._product(x, w, len(x), w.shape[1], len(w), "false, false", b, epilogue)
 
-    def dense_input_grad(self, g: Array, w: Array) -> Array:
+    def dense_input_grad(self, g: Array, w: Array, mask: Array | None = None) -> Array:
         g, w = self._inputs(g, w)
-        return self._product(g, w, len(g), len(w), w.shape[1], "false, true")
+        gx = self._product(g, w, len(g), len(w), w.shape[1], "false, true")
+        return gx if mask is None else self.relu_grad(gx, mask)
 
     def dense_weight_grad(self, x: Array, g: Array) -> Array:
         x, g = self._inputs(x, g)

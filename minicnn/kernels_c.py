@@ -115,7 +115,7 @@ class CKernels:
     def correlate(
         self, x: Array, w: Array, offset: Size, y: Array, bias: Array | None = None, relu: bool = False
     ) -> Array:
-        if self._correlate(x, w, offset, y, bias, relu):
+        if self._correlate(x, w, offset, y, bias, relu=relu):
             return y
         return kernels_numpy.correlate(x, w, offset, y, bias, relu)
 
@@ -131,8 +131,8 @@ class CKernels:
         offset: Size,
         y: Array,
         bias: Array | None = None,
-        relu: bool = False,
         mask: Array | None = None,
+        relu: bool = False,
     ) -> bool:
         """Whether C could do it: the zeros beside the images, which it leaves out, are no zeros times filters that are
         not finite, but NaN. mask: relu_grad(y, mask)."""
@@ -213,15 +213,19 @@ class CKernels:
         vectors = math.ceil(channels / lanes)
         return vectors if vectors * lanes <= 2 * channels else 0, lanes
 
-    def product(self, x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
+    def product(
+        self, x: Array, w: Array, bias: Array | None = None, relu: bool = False, mask: Array | None = None
+    ) -> Array:
         if PACKED * x.shape[1] <= w.shape[1] and w.flags.c_contiguous:
-            return self._product_of_few(x, w, bias, relu)
+            y = self._product_of_few(x, w, bias, relu)
+            return y if mask is None else kernels_numpy.relu_grad(y, mask, out=y)
         y = np.empty((w.shape[1], x.shape[1]), x.dtype)
 
         def units(*blocks):
             some = slice(*(self._filters_together * block for block in blocks))
             filters, part = w[:, some].T[:, :, None, None], y[None, some, None]
-            self.correlate(x[None, :, None], filters, (0, 0), part, None if bias is None else bias[some], relu)
+            some_bias, some_mask = (None if a is None else a[some] for a in (bias, mask))
+            self._correlate(x[None, :, None], filters, (0, 0), part, some_bias, some_mask, relu)
 
         blocks = range(math.ceil(len(y) / self._filters_together))
         over_rows(units, blocks, y.size * len(x) // MULTIPLY_ADDS)
@@ -232,7 +236,7 @@ class CKernels:
         y = np.empty((x.shape[1], w.shape[1]), x.dtype)
 
         def images(first, last):
-            self.correlate(w[None, :, None], x[:, first:last].T[:, :, None, None], (0, 0), y[None, first:last, None])
+            self._correlate(w[None, :, None], x[:, first:last].T[:, :, None, None], (0, 0), y[None, first:last, None])
 
         over_rows(images, y, y.size * len(x) // MULTIPLY_ADDS)
         if bias is not None:

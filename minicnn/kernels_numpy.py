@@ -71,10 +71,12 @@ def flipped(w: Array, offset: Size) -> tuple[Array, Size]:
     return w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3), tuple(k - o - 1 for k, o in zip(w.shape[2:], offset, strict=True))
 
 
-def product(x: Array, w: Array, bias: Array | None = None, relu: bool = False) -> Array:
-    """x w + bias as a convolution of images of one pixel: x (D, N), w (D, U) of any strides -> (U, N)."""
+def product(x: Array, w: Array, bias: Array | None = None, relu: bool = False, mask: Array | None = None) -> Array:
+    """x w + bias as a convolution of images of one pixel: x (D, N), w (D, U) of any strides -> y (U, N); relu_grad(y,
+    mask) with a mask."""
     y = np.empty((1, w.shape[1], 1, x.shape[1]), x.dtype)
-    return correlate(x[None, :, None], w.T[:, :, None, None], (0, 0), y, bias, relu)[0, :, 0]
+    y = correlate(x[None, :, None], w.T[:, :, None, None], (0, 0), y, bias, relu)[0, :, 0]
+    return y if mask is None else relu_grad(y, mask, out=y)
 
 
 @_quiet

@@ -7,6 +7,7 @@ N images, C channels, O filters, H rows, W columns, D inputs, U units, K classes
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -186,17 +187,23 @@ def _convolution(x: Array, w: Array, b: Array, padding: str) -> tuple[Any, Any, 
     size, kernel, f = x.shape[2:], w.shape[2:], _functions(x)
     size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
 
-    def input_grad(g, mask):
-        if mask is not None and mask.shape != x.shape:
-            raise TypeError(f"conv2d was given images {x.shape}, and the ReLU that its gradient goes to {mask.shape}")
-        return f.conv2d_input_grad(g, w, size, offset, mask)
-
     pullbacks = (
-        MaskedPullback(input_grad),
+        _masked_pullback(x, lambda g, mask: f.conv2d_input_grad(g, w, size, offset, mask)),
         lambda g: f.conv2d_weight_grad(x, g, kernel, offset),
         lambda g: f.bias_grad(g),
     )
     return size_out, offset, pullbacks
+
+
+def _masked_pullback(x: Array, input_grad: Callable[[Array, Array | None], Array]) -> MaskedPullback:
+    """The pullback of an operation by x, from its function of the cotangent and the mask."""
+
+    def checked(g, mask):
+        if mask is not None and mask.shape != x.shape:
+            raise TypeError(f"an operation was given {x.shape}, and the ReLU that its gradient goes to {mask.shape}")
+        return input_grad(g, mask)
+
+    return MaskedPullback(checked)
 
 
 @op
@@ -212,11 +219,11 @@ def dense(x: Array, w: Array, b: Array, relu: bool = False) -> ValueAndPullbacks
     f = _functions(x)
     y = f.dense(x, w, b, relu)
     pullbacks = (
-        lambda g: f.dense_input_grad(g, w),
+        _masked_pullback(x, lambda g, mask: f.dense_input_grad(g, w, mask)),
         lambda g: f.dense_weight_grad(x, g),
         lambda g: f.bias_grad(g),
     )
-    return (y, pullbacks, lambda g: f.relu_grad(g, y)) if relu else (y, pullbacks)
+    return (y, pullbacks, ReluGradient(y, lambda g: f.relu_grad(g, y))) if relu else (y, pullbacks)
 
 
 @op

@@ -222,6 +222,31 @@ def test_relu_between_convolutions(device, monkeypatch, use, pooled):
     assert len(found[0]) == 3 or (found[0][3] != 0).all(), "the gradient by h is that before its ReLU"
 
 
+@pytest.mark.parametrize(("images", "ordered"), [(5, "C"), (5, "F"), (70, "C"), (1, "C"), (0, "C")])
+def test_relu_between_dense_layers(device, monkeypatch, images, ordered):
+    """As between convolutions; w of any order, of which C has ways of its own."""
+    f, masks, found = device.functions, [], []
+    right = f.dense_input_grad
+
+    def recorded(g, w, mask=None):
+        masks.append(mask is not None)
+        return right(g, w, mask)
+
+    monkeypatch.setattr(f, "dense_input_grad", recorded)
+    shapes = [(images, 4), (4, 30), (30,), (30, 20), (20,)]
+    x, w, b, v, c = (tensor(device, noise(shape, SINGLE, i), SINGLE) for i, shape in enumerate(shapes))
+    if device.xp is np:
+        v.data = np.asarray(v.data, order=ordered)
+    for together in (True, False):
+        h = ops.dense(x, w, b, relu=True) if together else ops.relu(ops.dense(x, w, b))
+        out = ops.dense(h, v, c)
+        found.append([host(g) for g in grad(out, [x, w, b, v, c], device.xp.ones_like(out.data))])
+        assert any(masks) == together, masks
+        masks.clear()
+    for one, other in zip(*found, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 def chain(x, w, b, v, c, first=ops.conv2d):
     h = first(x, w, b)
     return h, ops.conv2d(h, v, c).sum()
@@ -267,7 +292,7 @@ def test_relu_before_an_operation_whose_gradient_has_another_shape(device):
         return inspect.unwrap(ops.conv2d)(device.asarray(wide), v.data, c.data)
 
     x, w, b, v, c = small_chain(device)
-    with pytest.raises(TypeError, match=re.escape("images (2, 2, 43, 43), and the ReLU that its gradient goes to (2,")):
+    with pytest.raises(TypeError, match=re.escape("given (2, 2, 43, 43), and the ReLU that its gradient goes to (2,")):
         grad(padded(ops.conv2d(x, w, b, relu=True)).sum(), [x])
 
 
