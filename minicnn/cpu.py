@@ -232,8 +232,8 @@ def unflatten(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _sum_classes(p):
-    """Sum over axis 1 in class order, (N, K) -> (N, 1): the order of the author's loss."""
-    return functools.reduce(np.add, p.T)[:, None]
+    """Sum over axis 1 in class order, (N, K) -> (N, 1): the order of the author's loss, which np.sum does not keep."""
+    return np.add.accumulate(p.T)[-1][:, None]
 
 
 def _sum_classes_as_tree(e):
@@ -254,9 +254,10 @@ def _exponents(z, T):
     T, largest = z.dtype.type(T), z.max(axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         difference = z - largest
-        if (beyond := np.isinf(difference) & np.isfinite(z)).any():
-            return np.where(beyond, z / T - largest / T, difference / T)
-        return difference / T
+        if np.isfinite(difference).all():
+            return difference / T
+        beyond = np.isinf(difference) & np.isfinite(z)
+        return np.where(beyond, z / T - largest / T, difference / T)
 
 
 # What is too small for a float is zero in these functions, also where the user has made that an error.
