@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,6 +76,16 @@ TYPES: dict[str, Any] = {
 }
 
 
+class _Convolution(NamedTuple):
+    """What its shapes say of a convolution."""
+
+    sizes: Sizes
+    beside: bool  # zeros beside the images take part
+    by_tap: bool  # added up tap by tap, as conv3x3_sparse.c does it
+    packed: int  # numbers of the filters as conv2d.c reads them; 0 where they are read where they lie
+    work: int  # of over_rows
+
+
 class CKernels:
     """The functions of kernels_numpy.py. Raises CompilerError where the sources cannot be compiled."""
 
@@ -96,6 +106,7 @@ class CKernels:
         self._kept.restype = None
         self._vector_bytes = ctypes.c_long.in_dll(library, "vector_bytes").value
         self._filters_together = ctypes.c_long.in_dll(library, "filters_together").value
+        self._convolution = functools.lru_cache(maxsize=1024)(self._describe)
         self._padded_moved = library["padded_moved"]
         self._padded_moved.argtypes, self._padded_moved.restype = 2 * [ctypes.c_long], ctypes.c_long
 
@@ -136,35 +147,41 @@ class CKernels:
     ) -> bool:
         """Whether C could do it: the zeros beside the images, which it leaves out, are no zeros times filters that are
         not finite, but NaN. mask: relu_grad(y, mask)."""
-        filters, channels, *kernel = w.shape
-        sizes = Sizes(*x.shape, *_output(y), *kernel, *offset)
+        c = self._convolution(x.shape, w.shape, (len(y), y.shape[2]), offset, x.dtype)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if self._sparse_correlate(sizes, x, w, y, bias, relu, mask):
+        if self._sparse_correlate(c, x, w, y, bias, relu, mask):
             return True
         w, strides = _aligned(w)
-        if kernel != [1, 1] or filters % self._filters_together:
-            blocks = math.ceil(filters / self._filters_together)
-            packed = buffers.empty((blocks * self._filters_together * channels * math.prod(kernel),), x.dtype)
-            beside = any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1
-            if not self._call("pack", x.dtype, sizes, w, strides, packed) and beside:
+        if c.packed:
+            packed = buffers.empty((c.packed,), x.dtype)
+            if not self._call("pack", x.dtype, c.sizes, w, strides, packed) and c.beside:
                 return False
             w, strides = packed, None
-        by_tap = self._adds_by_tap(sizes, x.dtype)
 
         def rows(first, last):
-            self._call("correlate", x.dtype, sizes, x, w, strides, bias, relu, mask, by_tap, y, first, last)
+            self._call("correlate", x.dtype, c.sizes, x, w, strides, bias, relu, mask, c.by_tap, y, first, last)
 
-        over_rows(rows, y, y.size * channels * math.prod(kernel) // MULTIPLY_ADDS)
+        over_rows(rows, y, c.work)
         return True
 
-    def _adds_by_tap(self, sizes: Sizes, dtype: np.dtype) -> bool:
-        """Whether this is a convolution whose bits conv3x3_sparse.c has, too."""
-        offset = sizes.top, sizes.left
-        return sizes.C >= MANY_CHANNELS and self._sparse_kernel((sizes.kh, sizes.kw), offset, sizes.O, dtype)
+    def _describe(
+        self, x: tuple[int, ...], w: tuple[int, ...], size_out: Size, offset: Size, dtype: np.dtype
+    ) -> _Convolution:
+        filters, channels, *kernel = w
+        sizes = Sizes(*x, filters, *size_out, *kernel, *offset)
+        whole_blocks = math.ceil(filters / self._filters_together) * self._filters_together
+        multiply_adds = math.prod(size_out) * sizes.N * math.prod(w)
+        return _Convolution(
+            sizes=sizes,
+            beside=any(offset) or sizes.P + sizes.kh > sizes.H + 1 or sizes.Q + sizes.kw > sizes.W + 1,
+            by_tap=channels >= MANY_CHANNELS and self._sparse_kernel(kernel, offset, filters, dtype),
+            packed=0 if kernel == [1, 1] and filters == whole_blocks else whole_blocks * math.prod(w[1:]),
+            work=multiply_adds // MULTIPLY_ADDS,
+        )
 
     def _sparse_correlate(
         self,
-        sizes: Sizes,
+        c: _Convolution,
         x: Array,
         w: Array,
         y: Array,
@@ -175,17 +192,17 @@ class CKernels:
         winner: Array | None = None,
     ) -> bool:
         """Whether conv3x3_sparse.c has done it."""
-        if sizes.N < FEW or not self._adds_by_tap(sizes, x.dtype):
+        images = x.shape[3]
+        if images < FEW or not c.by_tap:
             return False
         w, strides = _aligned(w)
-        images, work = sizes.N, y.size * size**2 * sizes.C * sizes.kh * sizes.kw
 
         def part(first, last, *ends):  # of the images the first and the last
             arguments = x, DENSE, w, strides, bias, relu, mask, y, size, winner, first * size, last * size, *ends
-            return self._call("sparse_correlate", x.dtype, sizes, *arguments)
+            return self._call("sparse_correlate", x.dtype, c.sizes, *arguments)
 
         if images < BLOCK * workers():
-            return all(over_rows(lambda first, last: part(first, last, 0, images), y, work // MULTIPLY_ADDS))
+            return all(over_rows(lambda first, last: part(first, last, 0, images), y, c.work))
         # The fewer parts the longer the lines in which memory is read; the bits are the same for any.
         shares = chunks(images, math.ceil(images / workers()))
         return all(in_parallel(lambda share: part(0, len(y), share.start, min(share.stop, images)), shares))
@@ -193,11 +210,11 @@ class CKernels:
     def conv2d_max_pool2d(
         self, x: Array, w: Array, offset: Size, size_out: Size, bias: Array, relu: bool, size: int
     ) -> tuple[Array, Array]:
-        (filters, _, *kernel), images = w.shape, x.shape[3]
-        sizes = Sizes(*x.shape, filters, *size_out, *kernel, *offset)
+        c = self._convolution(x.shape, w.shape, size_out, offset, x.dtype)
+        filters, images = len(w), x.shape[3]
         largest = buffers.empty((size_out[0] // size, filters, size_out[1] // size, images), x.dtype)
         winner, bias = np.empty(largest.shape, np.uint8), np.ascontiguousarray(bias)
-        if self._sparse_correlate(sizes, x, w, largest, bias, relu, size=size, winner=winner):
+        if self._sparse_correlate(c, x, w, largest, bias, relu, size=size, winner=winner):
             return largest, winner
         y = buffers.empty((size_out[0], filters, size_out[1], images), x.dtype)
         return self.max_pool2d(self.correlate(x, w, offset, y, bias, relu), size)

@@ -6,6 +6,7 @@ N images, C channels, O filters, H rows, W columns, D inputs, U units, K classes
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import Array, MaskedPullback, ReluGradient, ValueAndPullbacks, op
+
+Size = tuple[int, ...]
 
 LARGEST_POOL = 16  # its winners are numbered in a byte
 
@@ -108,39 +111,33 @@ def check_labels(labels: Any, count: int, classes: int | None = None) -> np.ndar
     return labels if count else labels.astype(int)
 
 
-NOT_EMPTY = frozenset(("C", "H", "W", "O", "kh", "kw", "K"))
-
-
-def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
+def _check_shape(name: str, found: Size, wanted: tuple[int | str, ...]) -> None:
     """Compare with a shape in which a string stands for any size, N, D and U for none as well. Raises ValueError with
     both shapes."""
-    found, empty = array.shape, None
-    fits = len(found) == len(shape)
-    for have, want in zip(found, shape, strict=False):
-        if isinstance(want, str):
-            if not have and want in NOT_EMPTY:
-                empty = empty or want
-        elif want != have:
-            fits = False
-    if not fits:
-        raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {found}")
-    if empty:
-        raise ValueError(f"{name} need {empty} > 0, got {found}")
+    if len(found) != len(wanted) or any(
+        isinstance(want, int) and want != have for have, want in zip(found, wanted, strict=True)
+    ):
+        raise ValueError(f"{name} must have shape ({', '.join(map(str, wanted))}), got {found}")
+    for have, want in zip(found, wanted, strict=True):
+        if not have and want in ("C", "H", "W", "O", "kh", "kw", "K"):
+            raise ValueError(f"{name} need {want} > 0, got {found}")
 
 
 def _target(z: Any, target: Any) -> Any:
     """Soft labels or class labels, or a sequence of them, as an array that fits the logits z."""
-    _check_shape("logits", z, ("N", "K"))
+    _check_shape("logits", z.shape, ("N", "K"))
     if isinstance(target, (list, tuple)) or not hasattr(target, "ndim"):
         target = backend.of(z).asarray(target)
     if target.ndim == 2:
-        _check_shape("soft labels", target, z.shape)
+        _check_shape("soft labels", target.shape, z.shape)
         if target.dtype != z.dtype:
             raise ValueError(f"soft labels must have the logits' dtype {z.dtype}, got {target.dtype}")
     elif isinstance(target, np.ndarray):
         check_labels(target, *z.shape)
     else:
-        _check_shape("class labels", target, z.shape[:1])  # their range is on the device, where nothing waits for it
+        _check_shape(
+            "class labels", target.shape, z.shape[:1]
+        )  # their range is on the device, where nothing waits for it
         if target.dtype.kind not in "iu":
             raise ValueError(f"class labels must be integers, got {target.dtype}")
     return target
@@ -179,20 +176,26 @@ def conv2d(x: Array, w: Array, b: Array, padding: str = "valid", relu: bool = Fa
 def _convolution(x: Array, w: Array, b: Array, padding: str) -> tuple[Any, Any, tuple[Any, ...]]:
     """What a convolution of images has: rows and columns of its output, zeros before its input, and pullbacks. Raises
     ValueError where there is none."""
-    _check_shape("images", x, ("N", "C", "H", "W"))
-    _check_shape("filters", w, ("O", x.shape[1], "kh", "kw"))
-    _check_shape("bias", b, w.shape[:1])
     if padding not in ("valid", "same"):
         raise ValueError(f"padding must be 'valid' or 'same', got {padding!r}")
-    size, kernel, f = x.shape[2:], w.shape[2:], _functions(x)
-    size_out, offset = zip(*(_extent(s, k, padding) for s, k in zip(size, kernel, strict=True)), strict=True)
-
+    size_out, offset = _sizes_of_convolution(x.shape, w.shape, b.shape, padding)
+    f = _functions(x)
     pullbacks = (
-        _masked_pullback(x, lambda g, mask: f.conv2d_input_grad(g, w, size, offset, mask)),
-        lambda g: f.conv2d_weight_grad(x, g, kernel, offset),
+        _masked_pullback(x, lambda g, mask: f.conv2d_input_grad(g, w, x.shape[2:], offset, mask)),
+        lambda g: f.conv2d_weight_grad(x, g, w.shape[2:], offset),
         lambda g: f.bias_grad(g),
     )
     return size_out, offset, pullbacks
+
+
+@functools.lru_cache(maxsize=1024)
+def _sizes_of_convolution(x: Size, w: Size, b: Size, padding: str) -> tuple[Size, ...]:
+    """From the shapes: rows and columns of the output, and of zeros before the input. Raises ValueError where they do
+    not fit."""
+    _check_shape("images", x, ("N", "C", "H", "W"))
+    _check_shape("filters", w, ("O", x[1], "kh", "kw"))
+    _check_shape("bias", b, w[:1])
+    return tuple(zip(*(_extent(size, kernel, padding) for size, kernel in zip(x[2:], w[2:], strict=True)), strict=True))
 
 
 def _masked_pullback(x: Array, input_grad: Callable[[Array, Array | None], Array]) -> MaskedPullback:
@@ -212,9 +215,9 @@ def dense(x: Array, w: Array, b: Array, relu: bool = False) -> ValueAndPullbacks
 
     Raises ValueError for other shapes, and for a relu that is no bool.
     """
-    _check_shape("inputs", x, ("N", "D"))
-    _check_shape("weights", w, (x.shape[1], "U"))
-    _check_shape("bias", b, w.shape[1:])
+    _check_shape("inputs", x.shape, ("N", "D"))
+    _check_shape("weights", w.shape, (x.shape[1], "U"))
+    _check_shape("bias", b.shape, w.shape[1:])
     relu = as_flag("relu", relu)
     f = _functions(x)
     y = f.dense(x, w, b, relu)
@@ -249,7 +252,7 @@ def max_pool2d(x: Array, size: int = 2, ties: str = "first") -> ValueAndPullback
     array([[[[1., 1.],
              [0., 1.]]]])
     """
-    _check_shape("images", x, ("N", "C", "H", "W"))
+    _check_shape("images", x.shape, ("N", "C", "H", "W"))
     size, f = _pool_size(size, ties, x.shape[2:]), _functions(x)
     y, winner = f.max_pool2d(x, size)
     if ties == "all":
@@ -342,7 +345,7 @@ def softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
     (array([[1., 0.]]), array([[0.731, 0.269]]))
     """
     T = check_temperature(T, z.dtype)
-    _check_shape("logits", z, ("N", "K"))
+    _check_shape("logits", z.shape, ("N", "K"))
     f = _functions(z)
     p = f.softmax(z, T)
     return p, (lambda g: f.softmax_grad(g, p, T),)
@@ -352,7 +355,7 @@ def softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
 def log_softmax(z: Array, T: float = 1.0) -> ValueAndPullbacks:
     """Logarithm of equation (2), which does not underflow. z (N, K) -> (N, K). Raises ValueError unless T > 0."""
     T = check_temperature(T, z.dtype)
-    _check_shape("logits", z, ("N", "K"))
+    _check_shape("logits", z.shape, ("N", "K"))
     f = _functions(z)
     log_p = f.log_softmax(z, T)
     return log_p, (lambda g: f.log_softmax_grad(g, log_p, T),)
