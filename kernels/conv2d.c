@@ -151,6 +151,8 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *st
     Rows rows;
     if (NAME(open_rows)(s, x, step > length, &rows)) return -1;
     const REAL *lines[s->kh + 1];
+    if (stride && stride[0] == 1)  // or 8 filters at a time, far from each other, would be waited for
+        for (long c = 0; c < s->C; ++c) fetch(w + c * stride[1], s->O * sizeof(REAL), 0);
     for (long p = first; p < last; ++p) {
         const long i0 = larger(0, s->top - p), i1 = larger(i0, smaller(s->kh, s->H + s->top - p));
         for (long m = 0; m < length; m += step) {

@@ -333,7 +333,7 @@ def saliency_cotangent(z: Array, labels: Array, T: float, arithmetic: str) -> tu
     others = log_softmax(z, T)
     others[rows, labels] = -np.inf
     largest = others.max(axis=1, keepdims=True)
-    log_rest = largest + np.log(_sum_classes(np.exp(others - np.where(np.isneginf(largest), 0, largest))))
+    log_rest = largest + np.log(_sum_classes(np.exp(others - np.where(largest == -np.inf, 0, largest))))
     g = np.exp(others - log_rest)
     g[rows, labels] = -1
     log10_scale = (log_rest[:, 0] - z.dtype.type(np.log(T))) / z.dtype.type(np.log(10))

@@ -65,7 +65,9 @@ class Layer:
 
     def _attributes(self) -> dict[str, Any]:
         kind: Any = type(self)
-        return {name: getattr(self, name) for name in _slots(kind) if hasattr(self, name)} | vars(self)
+        if not (slots := _slots(kind)):
+            return vars(self)
+        return {name: getattr(self, name) for name in slots if hasattr(self, name)} | vars(self)
 
     def parameters(self) -> dict[str, Tensor]:
         """Name -> Tensor, in the order of the attributes, __slots__ first; "LAYER_NAME" for those of a sub-layer,
