@@ -27,7 +27,7 @@
 #include "common.h"
 
 // FILTERS * VECTORS sums, VECTORS inputs and one filter are to fit the registers: 32 of AVX-512 and NEON, 16 of AVX. So
-// are 2 * PAIRS.
+// are 2 * PAIRS, and the WIDE sums of one filter alone, which the input gradient of a layer of one channel has.
 #if defined(__AVX512F__)
 enum { FILTERS = 8, VECTORS = 3, PAIRS = 12 };
 #elif defined(__AVX__)
@@ -37,6 +37,7 @@ enum { FILTERS = 8, VECTORS = 3, PAIRS = 12 };
 #else
 enum { FILTERS = 4, VECTORS = 3, PAIRS = 6 };
 #endif
+enum { WIDE = 8 };
 enum { CHUNK = 128 };  // pixels of 2 vectors of filters, which then stay in the first cache
 
 const long filters_together = FILTERS;
@@ -89,7 +90,7 @@ static int NAME(open_rows)(const Sizes *s, const REAL *x, int copy, Rows *rows) 
     if (s->left == 0 && columns <= s->W && !copy) return 0;
     rows->pitch = columns * s->N;
     // A last vector may reach beyond; those that begin at a cache line are loaded faster.
-    rows->ring = cleared((s->kh * s->C * rows->pitch + VECTORS * LANES) * sizeof(REAL));
+    rows->ring = cleared((s->kh * s->C * rows->pitch + WIDE * LANES) * sizeof(REAL));
     return rows->ring ? 0 : -1;
 }
 
@@ -114,25 +115,23 @@ static const REAL *NAME(row)(const Sizes *s, Rows *rows, long r) {
 // vectors and the stride of packed filters are constants where it is called.
 INLINE void NAME(block)(const int filters, const int vectors, const Sizes *s, const REAL *const *rows, long row_count,
                         long pitch, long j0, long j1, long width, const REAL *w, const long stride[3],
-                        Vector sums[FILTERS][VECTORS]) {
-    UNROLL for (int f = 0; f < filters; ++f) UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] = (Vector){0};
+                        Vector sums[FILTERS * VECTORS]) {
+    UNROLL for (int k = 0; k < filters * vectors; ++k) sums[k] = (Vector){0};
     for (long i = 0; i < row_count; ++i, w += s->C * stride[1])
         for (long c0 = 0; c0 < s->C; c0 += RUN)
             for (long j = j0; j < j1; j += width) {
-                Vector acc[FILTERS][VECTORS];
-                UNROLL for (int f = 0; f < filters; ++f)
-                    UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] = (Vector){0};
+                Vector acc[FILTERS * VECTORS];
+                UNROLL for (int k = 0; k < filters * vectors; ++k) acc[k] = (Vector){0};
                 for (long c = c0; c < smaller(s->C, c0 + RUN); ++c)
                     for (long k = j; k < smaller(j1, j + width); ++k) {
                         const REAL *const in = rows[i] + c * pitch + k * s->N;
                         const REAL *const tap = w + c * stride[1] + k * stride[2];
-                        Vector x[VECTORS];
+                        Vector x[WIDE];
                         UNROLL for (int v = 0; v < vectors; ++v) x[v] = *(const Vector *)(in + v * LANES);
                         UNROLL for (int f = 0; f < filters; ++f)
-                            UNROLL for (int v = 0; v < vectors; ++v) acc[f][v] += tap[f * stride[0]] * x[v];
+                            UNROLL for (int v = 0; v < vectors; ++v) acc[f * vectors + v] += tap[f * stride[0]] * x[v];
                     }
-                UNROLL for (int f = 0; f < filters; ++f)
-                    UNROLL for (int v = 0; v < vectors; ++v) sums[f][v] += acc[f][v];
+                UNROLL for (int k = 0; k < filters * vectors; ++k) sums[k] += acc[k];
             }
 }
 
@@ -146,7 +145,7 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *st
     const long packed[3] = {1, s->kw * FILTERS, FILTERS};
     const long pixel[3] = {stride ? stride[0] : 0, stride ? stride[1] : 0, 0};
     // Blocks of a row, as few and as equal as they can be.
-    const long most = VECTORS * LANES, blocks = larger(1, (length + most - 1) / most);
+    const long most = (s->O == 1 ? WIDE : VECTORS) * LANES, blocks = larger(1, (length + most - 1) / most);
     const long vectors = larger(1, (length + blocks * LANES - 1) / (blocks * LANES)), step = vectors * LANES;
     Rows rows;
     if (NAME(open_rows)(s, x, step > length, &rows)) return -1;
@@ -167,19 +166,22 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *st
                 const long remain = s->O - o, filters = remain > FILTERS / 2 ? FILTERS : remain > 1 ? FILTERS / 2 : 1;
                 for (long f = 0; f < smaller(filters, remain); ++f)
                     fetch(y + (p * s->O + o + f) * length + at, smaller(step, length) * sizeof(REAL), 1);
-                Vector sums[FILTERS][VECTORS];
-                switch (stride ? vectors : 4 * filters + vectors) {
+                Vector sums[FILTERS * VECTORS];
+                switch (stride ? vectors : 16 * filters + vectors) {
 #define CASE(which, f, v, strides) \
     case which: NAME(block)(f, v, s, lines, i1 - i0, rows.pitch, j0, j1, width, from, strides, sums); break;
-#define PACKED(f) CASE(4 * (f) + 1, f, 1, packed) CASE(4 * (f) + 2, f, 2, packed) CASE(4 * (f) + 3, f, 3, packed)
-                    PACKED(FILTERS) PACKED(FILTERS / 2) PACKED(1)
+#define PACKED(f, v) CASE(16 * (f) + v, f, v, packed)
+                    PACKED(FILTERS, 1) PACKED(FILTERS, 2) PACKED(FILTERS, 3)
+                    PACKED(FILTERS / 2, 1) PACKED(FILTERS / 2, 2) PACKED(FILTERS / 2, 3)
+                    PACKED(1, 1) PACKED(1, 2) PACKED(1, 3) PACKED(1, 4) PACKED(1, 5) PACKED(1, 6) PACKED(1, 7)
+                    PACKED(1, WIDE)
                     CASE(1, FILTERS, 1, pixel) CASE(2, FILTERS, 2, pixel) CASE(3, FILTERS, 3, pixel)
 #undef PACKED
 #undef CASE
                 }
                 for (long f = 0; f < smaller(filters, remain); ++f) {
                     const long place = (p * s->O + o + f) * length + at;
-                    const REAL *const sum = (const REAL *)sums[f], b = bias ? bias[o + f] : 0;
+                    const REAL *const sum = (const REAL *)(sums + f * vectors), b = bias ? bias[o + f] : 0;
                     if (mask)
                         for (long k = 0; k < smaller(step, length); ++k) {
                             const REAL value = sum[k] + b, decides = mask[place + k];

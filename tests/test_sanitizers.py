@@ -145,7 +145,7 @@ class Defect(NamedTuple):
 OVERFLOW, RACE = "AddressSanitizer: (heap-buffer-overflow|unknown-crash)", "ThreadSanitizer: data race"
 C_DEFECTS = {
     "a vector read beyond the copied rows": Defect(
-        "conv2d.c", "rows->pitch + VECTORS * LANES", "rows->pitch", "address", OVERFLOW
+        "conv2d.c", "rows->pitch + WIDE * LANES", "rows->pitch", "address", OVERFLOW
     ),
     "a row read below the image": Defect(
         "conv2d.c", "s->H + s->top - p)", "s->H + s->top - p + 1)", "address", OVERFLOW
