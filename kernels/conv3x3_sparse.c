@@ -184,29 +184,41 @@ static void NAME(give)(const Sizes *s, const REAL *sums, long image, long depth,
         }
 }
 
-// What row p of y gives to the maxima over windows of size x size, and to the winners.
+// What the k-th members of the windows of `images` images give to the maxima and their winners.
+INLINE void NAME(give_member)(const REAL *sum, long image, REAL b, int relu, long k, long images, REAL *largest,
+                              uint8_t *winner) {
+    REAL line[MOST];
+    NO_UNROLL for (long n = 0; n < images; ++n) {
+        const REAL value = sum[n * image] + b;
+        line[n] = relu && value <= 0 ? 0 : value;
+    }
+    if (k)
+        NAME(take_larger)(line, largest, winner, k, images);
+    else {
+        memcpy(largest, line, images * sizeof(REAL));
+        memset(winner, 0, images);
+    }
+}
+
+// What row p of y gives to the maxima over windows of size x size, and to the winners. Images that do not fill vectors
+// of bytes are taken BLOCK at a time, the last ones with some of those before once more, which changes nothing: a rest
+// compilers may leave out of the vectors.
 static void NAME(give_largest)(const Sizes *s, const REAL *sums, long image, long depth, const REAL *bias, int relu,
                                long size, REAL *largest, uint8_t *winner, long p, long n, long images) {
-    const long Q = s->Q / size, i = p % size;
+    const long Q = s->Q / size, together = images % (2 * BLOCK) ? smaller(images, BLOCK) : images;
     for (long q = 0; q < Q; ++q)
-        for (long o = 0; o < s->O; ++o) {
-            const REAL b = bias ? bias[o] : 0;
-            const long place = ((p / size * s->O + o) * Q + q) * s->N + n;
-            for (long j = 0; j < size; ++j) {
-                const REAL *const sum = sums + (q * size + j + 2 - s->left) * depth + o;
-                REAL line[MOST];
-                for (long k = 0; k < images; ++k) {
-                    const REAL value = sum[k * image] + b;
-                    line[k] = relu && value <= 0 ? 0 : value;
+        for (long o = 0; o < s->O; ++o)
+            for (long j = 0; j < size; ++j)
+                for (long m = 0; m < images; m += together) {
+                    const long at = smaller(m, images - together), k = p % size * size + j;
+                    const REAL *const sum = sums + at * image + (q * size + j + 2 - s->left) * depth + o;
+                    const REAL b = bias ? bias[o] : 0;
+                    const long place = ((p / size * s->O + o) * Q + q) * s->N + n + at;
+                    if (together == BLOCK)
+                        NAME(give_member)(sum, image, b, relu, k, BLOCK, largest + place, winner + place);
+                    else
+                        NAME(give_member)(sum, image, b, relu, k, together, largest + place, winner + place);
                 }
-                if (i || j)
-                    NAME(take_larger)(line, largest + place, winner + place, i * size + j, images);
-                else {
-                    memcpy(largest + place, line, images * sizeof(REAL));
-                    memset(winner + place, 0, images);
-                }
-            }
-        }
 }
 
 // Output rows first <= p < last, for the images first_image <= n < last_image; w, stride as for pack_taps; bias and mask

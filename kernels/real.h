@@ -11,7 +11,7 @@ INLINE int NAME(all_finite)(const REAL *numbers, long count) {
 // number.
 INLINE void NAME(take_larger)(const REAL *restrict member, REAL *restrict best, uint8_t *restrict winner, uint8_t k,
                               long count) {
-    for (long n = 0; n < count; ++n) {
+    NO_UNROLL for (long n = 0; n < count; ++n) {
         const int larger = (member[n] > best[n]) | ((member[n] != member[n]) & (best[n] == best[n]));
         best[n] = larger ? member[n] : best[n];
         winner[n] = larger ? k : winner[n];

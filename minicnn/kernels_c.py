@@ -22,8 +22,9 @@ SOURCES = ("conv2d.c", "conv3x3_sparse.c", "relu.c", "max_pool2d.c", "moved.c", 
 
 BLOCK = 16  # images that conv3x3_sparse.c takes at once, or more
 MANY_CHANNELS = 16  # a 3x3 filter of as many is added up tap by tap, so that conv3x3_sparse.c may do it
-DENSE = 0.52  # the share of numbers that are not 0 above which it takes longer to leave out the others
-FEW = 4  # images; of fewer the lists of what is not 0 take longer than what they leave out
+# Of N images it takes longer to leave out what is 0 where more than the share DENSE N / (N + FEW) is not: the lists of
+# it are dear for few images, and not made for less than FEWEST.
+DENSE, FEW, FEWEST = 0.54, 6, 4
 PACKED = 4  # times as many units as images, or more: fewer filters and longer vectors with the two exchanged
 CACHE_LINE = 64  # bytes
 
@@ -193,12 +194,13 @@ class CKernels:
     ) -> bool:
         """Whether conv3x3_sparse.c has done it."""
         images = x.shape[3]
-        if images < FEW or not c.by_tap:
+        if images < FEWEST or not c.by_tap:
             return False
         w, strides = _aligned(w)
+        dense = DENSE * images / (images + FEW)
 
         def part(first, last, *ends):  # of the images the first and the last
-            arguments = x, DENSE, w, strides, bias, relu, mask, y, size, winner, first * size, last * size, *ends
+            arguments = x, dense, w, strides, bias, relu, mask, y, size, winner, first * size, last * size, *ends
             return self._call("sparse_correlate", x.dtype, c.sizes, *arguments)
 
         if images < BLOCK * workers():

@@ -244,7 +244,7 @@ def test_conv2d_has_the_same_bits_whether_zeros_are_left_out(compiler, dtype, mo
     monkeypatch.setattr(
         kernels, "_call", lambda *given: (launched.append(given[0]), type(kernels)._call(kernels, *given))[1]
     )
-    monkeypatch.setattr(kernels_c, "FEW", 1)
+    monkeypatch.setattr(kernels_c, "FEWEST", 1)
     rng, numbers = np.random.default_rng(0), np.finfo(dtype)
     for case in range(40):
         images, channels, filters, rows, columns = rng.integers([1, 16, 8, 1, 1], [150, 80, 70, 10, 10]).tolist()
@@ -259,7 +259,7 @@ def test_conv2d_has_the_same_bits_whether_zeros_are_left_out(compiler, dtype, mo
             x.flat[rng.integers(x.size, size=5)] = special
         w, b = (rng.standard_normal(shape).astype(dtype) for shape in ((filters, channels, 3, 3), (filters,)))
         found, pooled, pool = [], [], min(1 + case % 3, *size_out)
-        for dense, expected in ((0, "correlate"), (2, "sparse_correlate")):
+        for dense, expected in ((0, "correlate"), (10, "sparse_correlate")):
             monkeypatch.setattr(kernels_c, "DENSE", dense)
             found.append(cpu.conv2d(x, w, b, size_out, (top, left), False))
             assert launched[-1] == expected
