@@ -15,7 +15,7 @@ from typing import Any
 ROW_BLOCKS = 4
 SMALL = 2**19  # numbers that one thread has written before the help of another pays
 UNCUT = 2**17  # the same where results are added up, for any number of threads: their bits depend on it
-LEAST_IMAGES = 32  # that a thread takes through a network by itself
+LEAST_IMAGES = 16  # that a thread takes through a network by itself
 MULTIPLY_ADDS = 32  # of a vector unit in the time of one number written
 
 _this_thread = threading.local()
