@@ -11,7 +11,7 @@
 minicnn is faster. Each time is the median of --repeats. Images are those of the data set, and forward passes and maps
 those of a network that has been trained on them for a moment: what is 0 costs less, as it does in use. A training step
 on the CPU is compared with its floor as well, the time of its products at the rate of NumPy's own (sgemm), measured in
-the same run.
+the same run; and on Linux processes that train tell how much memory they had at most, their libraries included.
 
 What is measured is kept in the folder of results; the same command goes on from there on the same day.
 
@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import common
+from experiments.executors import executor
 from minicnn import Recipe, Tensor, backend, compiled, correct, cpu, fit, kernels_c, no_grad, predict
 from minicnn.paper import attacks
 from minicnn.paper.networks import PENALTY, paper_cnn
@@ -46,9 +47,11 @@ SHORT = 2.0  # seconds
 MOVES_OF_4 = 5  # its every move costs as much as all of Algorithm 2
 TASKS = {"train_step": "training step", "forward": "forward", "saliency": "saliency maps"}
 FEW_STEPS = 50
+MEMORY_STEPS = 10  # after which a process that trains takes no more
 SGEMM = 768  # rows and columns of the products whose rate is the floor's
 LOSS_DIFFERENCES = 100  # images at most, for PyTorch takes minutes for more
 MOST_THREADS = 1024
+STATUS = Path("/proc/self/status")  # of a process, on Linux
 PARTNERS = {  # what has influence only with another option
     "attacks": ("network", "weights", "images", "limit", "counts"),
     "scaling": ("batches", "counts"),
@@ -136,11 +139,16 @@ class Parts:
     def measured(self, key, contestants, repeats, warm_up=None):
         """Side -> median and minimum of seconds. contestants(): side -> function; key: what tells them from others."""
         warm_up = PLANS[self.device].warm_up if warm_up is None else warm_up
-        key = self.key | key | {"repeats": repeats, "threads": cpu.threads()}
-        part = self.store.get(key, lambda: measure(contestants(), repeats, warm_up, self.wait))
+        key = key | {"repeats": repeats}
+        part = self.kept(key, lambda: measure(contestants(), repeats, warm_up, self.wait))
+        return {side: {"median": statistics.median(t), "minimum": float(min(t))} for side, t in part.items()}
+
+    def kept(self, key, compute):
+        """What compute() returns, side -> numbers."""
+        part = self.store.get(self.key | key | {"threads": cpu.threads()}, compute)
         self.done += 1
         self.progress(self.done)
-        return {side: {"median": statistics.median(t), "minimum": float(min(t))} for side, t in part.items()}
+        return part
 
 
 def our_functions(network, images, labels, recipe, maps, chunk, graph=False):
@@ -224,6 +232,38 @@ def floor(parts, step, repeats):
     rate = 2 * SGEMM**3 * len(jobs) / seconds
     found = {"operations": products(BATCH), "sgemm_per_second": rate, "seconds": products(BATCH) / rate}
     return found | {"ratio": step / found["seconds"]}
+
+
+def peak_memory(parts):
+    """Bytes that a process which trains has at most, its libraries included: side -> bytes."""
+    few = slice(8 * BATCH)
+    given = parts.dataset.train_images[few], parts.dataset.train_labels[few], parts.seed, cpu.threads()
+
+    def peaks():
+        found = {}
+        for side in ("minicnn", *(("default", "channels_last") if parts.reference else ())):
+            with executor(None, 1) as process:
+                found[side] = process.submit(_peak_of_training, side, *given).result()
+        return found
+
+    return {side: int(peak) for side, peak in parts.kept({"task": "memory"}, peaks).items()}
+
+
+def _peak_of_training(side, images, labels, seed, threads):
+    """Bytes that this process has had at most, after MEMORY_STEPS steps."""
+    network = paper_cnn(seed=seed)
+    if side == "minicnn":
+        cpu.set_threads(threads)
+        step = Run(network, images, labels, RECIPE).step
+    else:
+        from experiments import torch_reference
+
+        torch_reference.torch.set_num_threads(threads)
+        step = torch_reference.sides(network, images, labels, RECIPE, {}, BATCH)[side]["train_step"]
+    for _ in range(MEMORY_STEPS):
+        step()
+    peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(peak.split()[1])
 
 
 def compare_scaling(parts, batches, repeats, most_threads, set_threads):
@@ -330,6 +370,12 @@ def lines(results):
             f"{1000 * found['seconds']:.1f} ms at sgemm's\n{found['sgemm_per_second'] / 1e9:.0f} GFLOP/s: "
             f"the step takes {found['ratio']:.2f} times its floor"
         )
+    if "peak_memory" in results:
+        peaks = results["peak_memory"]
+        yield "\nmemory of a process that trains, at most"
+        for side, peak in peaks.items():
+            ratio = f"  ratio {peaks['minicnn'] / peak:.2f}" if side != "minicnn" else ""
+            yield f"  {side:20} {peak / 2**20:8.4g} MB{ratio}"
     for side, found in results.get("training", {}).items():
         yield f"whole training, {side}: {found['seconds']:.2f} s, accuracy {found['accuracy']:.2%}"
     for algorithm, figures in results.get("attacks", {}).items():
@@ -454,7 +500,8 @@ def main(options):
     plan, computes = PLANS[options.device], who_computes(torch)
     attacked = list(zip("1234", options.images or plan.attacked, plan.attack_repeats, strict=False))
     scaled = cases_of_scaling(plan, options.counts) if options.scaling else []
-    total = 2 + len(plan.maps) + (options.device == "cpu") + (cpu.convolutions() == "compiled")
+    measures_memory = options.device == "cpu" and STATUS.exists()
+    total = 2 + len(plan.maps) + (options.device == "cpu") + (cpu.convolutions() == "compiled") + measures_memory
     total += options.scaling * len({1, options.threads}) * len(options.batches) * len(TASKS)
     total += options.attacks * len(attacked + scaled)
     dataset = common.load_data(options.dataset)
@@ -470,6 +517,8 @@ def main(options):
     if options.device == "cpu":
         results |= ratios(seconds) if reference else {}
         results["floor"] = floor(parts, seconds["train_step"]["minicnn"]["median"], options.repeats)
+    if measures_memory:
+        results["peak_memory"] = peak_memory(parts)
     if options.scaling:
         results["scaling"] = compare_scaling(parts, options.batches, options.repeats, options.threads, set_threads)
     if options.device == "cuda":

@@ -15,6 +15,7 @@ from minicnn.paper.networks import paper_cnn
 from tests.experiments.conftest import PNG, assert_mistake, read_json, run
 
 TASKS = ("train_step", "forward", "saliency")
+MEMORY = ("peak_memory",) if sys.platform == "linux" else ()
 SCALING = ("--scaling", "--batches", 1, 3, "--counts", 1, 2, "--attacks", "--images", 2, 1, 2, 1, "--limit", 1)
 
 
@@ -53,8 +54,19 @@ def test_measure_times_the_second_of_two_short_calls_and_the_only_long_one(monke
         assert len(called) == calls and (seconds > 0.04) == (calls == 1)
 
 
+def assert_memory(results, sides):
+    """Each that of a process of its own, not of this one, and without the other sides' libraries."""
+    peaks = results["peak_memory"]
+    assert peaks.keys() == sides and 2**25 < peaks["minicnn"] < 2**28
+    assert all(peaks["minicnn"] < peak < 2**31 for side, peak in peaks.items() if side != "minicnn")
+
+
 def test_benchmark_alone_writes_seconds_and_no_ratio(tmp_path):
+    held = np.ones(2**28, np.uint8)
     results = measured(tmp_path)
+    if MEMORY:
+        assert_memory(results, {"minicnn"})
+    assert held.all()
     assert {"threads", "versions", "machine", "date"} <= results.keys()
     assert set(TASKS).isdisjoint(results) and "torch" not in results["versions"]
     for task in TASKS:
@@ -67,6 +79,8 @@ def test_benchmark_against_torch_writes_ratios_and_attacks(untrained, tmp_path):
     results = measured(tmp_path, "--against", "torch", *weights, *SCALING)
     assert_scaling(results, {"minicnn", "default", "channels_last"}, [1])
     assert results["versions"]["torch"] == torch.__version__
+    if MEMORY:
+        assert_memory(results, {"minicnn", "default", "channels_last"})
     for task in TASKS:
         seconds = {side: times["median"] for side, times in results["seconds"][task].items()}
         ours = seconds.pop("minicnn")
@@ -132,7 +146,8 @@ def test_benchmark_measures_cost_against_work_and_draws_it(scaled):
 def test_benchmark_measures_nothing_twice_and_loses_nothing_to_a_picture(scaled):
     folder, before, failed, again = scaled
     assert (failed[0], failed[2]) == (2, "error: no picture\n") and (again[0], again[2]) == (0, "")
-    after, timed = read_json(folder / "benchmark.json"), ("seconds", "compile_seconds", "floor", "scaling", "attacks")
+    after = read_json(folder / "benchmark.json")
+    timed = "seconds", "compile_seconds", "floor", "scaling", "attacks", *MEMORY
     assert {name: before[name] for name in timed} == {name: after[name] for name in timed}
 
 
