@@ -169,9 +169,10 @@ def max_pool2d(x: Array, size: int) -> tuple[Array, Array]:
 
 def max_pool2d_grad(g: Array, winner: Array, shape: tuple[int, ...], size: int) -> Array:
     """Gradient of max_pool2d to the winner of each window. g, winner (N, C, H', W') -> gx of shape (N, C, H, W)."""
-    images, channels, *rows_and_columns = shape
-    physical = rows_and_columns[0], channels, rows_and_columns[1], images
-    return _logical(_kernels()[0].max_pool2d_grad(_physical(g), _physical(winner), physical, size))
+    _check_dtypes(g)
+    images, channels, height, width = shape
+    gx = _kernels()[0].max_pool2d_grad(_physical(g), _physical(winner), (height, channels, width, images), size)
+    return _logical(gx)
 
 
 def max_pool2d_grad_of_ties(g: Array, x: Array, y: Array, size: int) -> Array:

@@ -135,9 +135,8 @@ def _target(z: Any, target: Any) -> Any:
     elif isinstance(target, np.ndarray):
         check_labels(target, *z.shape)
     else:
-        _check_shape(
-            "class labels", target.shape, z.shape[:1]
-        )  # their range is on the device, where nothing waits for it
+        # Their range is on the device, where nothing waits for it.
+        _check_shape("class labels", target.shape, z.shape[:1])
         if target.dtype.kind not in "iu":
             raise ValueError(f"class labels must be integers, got {target.dtype}")
     return target
