@@ -262,8 +262,13 @@ def _peak_of_training(side, images, labels, seed, threads):
         step = torch_reference.sides(network, images, labels, RECIPE, {}, BATCH)[side]["train_step"]
     for _ in range(MEMORY_STEPS):
         step()
-    peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(peak.split()[1])
+    return _peak()
+
+
+def _peak():
+    """Bytes that this process has had at most; None where the system does not say."""
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else ()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 def compare_scaling(parts, batches, repeats, most_threads, set_threads):
@@ -500,7 +505,7 @@ def main(options):
     plan, computes = PLANS[options.device], who_computes(torch)
     attacked = list(zip("1234", options.images or plan.attacked, plan.attack_repeats, strict=False))
     scaled = cases_of_scaling(plan, options.counts) if options.scaling else []
-    measures_memory = options.device == "cpu" and STATUS.exists()
+    measures_memory = options.device == "cpu" and _peak() is not None
     total = 2 + len(plan.maps) + (options.device == "cpu") + (cpu.convolutions() == "compiled") + measures_memory
     total += options.scaling * len({1, options.threads}) * len(options.batches) * len(TASKS)
     total += options.attacks * len(attacked + scaled)

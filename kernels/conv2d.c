@@ -38,6 +38,7 @@ enum { FILTERS = 8, VECTORS = 3, PAIRS = 12 };
 enum { FILTERS = 4, VECTORS = 3, PAIRS = 6 };
 #endif
 enum { WIDE = 8 };
+_Static_assert(WIDE <= FILTERS * VECTORS && WIDE < 16, "sums and cases of correlate");
 enum { CHUNK = 128 };  // pixels of 2 vectors of filters, which then stay in the first cache
 
 const long filters_together = FILTERS;
@@ -145,7 +146,7 @@ int NAME(correlate)(const Sizes *s, const REAL *x, const REAL *w, const long *st
     const long packed[3] = {1, s->kw * FILTERS, FILTERS};
     const long pixel[3] = {stride ? stride[0] : 0, stride ? stride[1] : 0, 0};
     // Blocks of a row, as few and as equal as they can be.
-    const long most = (s->O == 1 ? WIDE : VECTORS) * LANES, blocks = larger(1, (length + most - 1) / most);
+    const long most = (s->O == 1 && !stride ? WIDE : VECTORS) * LANES, blocks = larger(1, (length + most - 1) / most);
     const long vectors = larger(1, (length + blocks * LANES - 1) / (blocks * LANES)), step = vectors * LANES;
     Rows rows;
     if (NAME(open_rows)(s, x, step > length, &rows)) return -1;

@@ -267,12 +267,12 @@ int NAME(sparse_correlate)(const Sizes *s, const REAL *x, double dense, const RE
                     }
                 }
             }
-            REAL *const done = at_work + (p + 1) % 3 * line;  // row p - 2, which no later row of x meets
+            REAL *const ready = at_work + (p + 1) % 3 * line;  // row p - 2, which no later row of x meets
             if (p - 2 >= first && winner)
-                NAME(give_largest)(s, done, image, depth, bias, relu, size, y, winner, p - 2, n, images);
+                NAME(give_largest)(s, ready, image, depth, bias, relu, size, y, winner, p - 2, n, images);
             else if (p - 2 >= first)
-                NAME(give)(s, done, image, depth, bias, relu, mask, y, p - 2, n, images);
-            for (long k = 0; k < images; ++k) memset(done + k * image, 0, line * sizeof(REAL));
+                NAME(give)(s, ready, image, depth, bias, relu, mask, y, p - 2, n, images);
+            for (long k = 0; k < images; ++k) memset(ready + k * image, 0, line * sizeof(REAL));
         }
         memset(at_work, 0, most * image * sizeof(REAL));
     }

@@ -102,17 +102,19 @@ void NAME(max_pool2d_grad)(const REAL *g, const REAL *x, const REAL *y, const ui
                 for (long j = 0; j < size; ++j) {
                     const long end = smaller(C * Q, t + together), count = (end - t) * N;
                     const long window = (p * C * Q + t) * N, place = row + (t / Q * W + t % Q * size + j) * N;
-                    const REAL *const grad = g + window, *const best = y + window, *member = x + place;
-                    const uint8_t *const won = winner + window, k = (uint8_t)(i * size + j);
+                    const REAL *const grad = g + window;
                     REAL members[LINE], lines[LINE], *const to = N < BLOCK ? lines : gx + place;
                     if (!winner) {
+                        const REAL *const best = y + window, *member = x + place;
                         if (N < BLOCK) {
                             NAME(gather)(x + row + j * N, W, N, size, t, end, members);
                             member = members;
                         }
                         IN_BLOCKS(count, NAME(give_equal)(grad + at, member + at, best + at, to + at, length))
-                    } else
+                    } else {
+                        const uint8_t *const won = winner + window, k = (uint8_t)(i * size + j);
                         IN_BLOCKS(count, NAME(give_winner)(grad + at, won + at, k, to + at, length))
+                    }
                     if (N < BLOCK) NAME(scatter)(lines, W, N, size, t, end, gx + row + j * N);
                 }
             for (long c = 0; c < C && Q * size < W; ++c)

@@ -66,7 +66,7 @@ class Layer:
     def _attributes(self) -> dict[str, Any]:
         kind: Any = type(self)
         if not (slots := _slots(kind)):
-            return vars(self)
+            return dict(vars(self))
         return {name: getattr(self, name) for name in slots if hasattr(self, name)} | vars(self)
 
     def parameters(self) -> dict[str, Tensor]:
@@ -101,12 +101,6 @@ class Layer:
     def dtype(self) -> np.dtype:
         """That of the parameters; float32 for a layer that has none. Raises ValueError where they have two."""
         return _dtype_of(self.parameters())
-
-    @property
-    def backend_and_dtype(self) -> tuple[backends.Backend, np.dtype]:
-        """Both, where the parameters are looked for once."""
-        parameters = self.parameters()
-        return _backend_of(parameters), _dtype_of(parameters)
 
     def to(self: Self, device: str) -> Self:
         """Move the parameters to the device "cpu" or "cuda", in place; returns self. Raises DeviceError."""
@@ -145,6 +139,15 @@ def _dtype_of(parameters: Mapping[str, Tensor]) -> np.dtype:
     if len(found) > 1:
         raise ValueError(f"parameters are {' and '.join(sorted(d.name for d in found))}: give all the same dtype")
     return next(iter(found), np.dtype(np.float32))
+
+
+def backend_and_dtype(network: Any) -> tuple[backends.Backend, np.dtype]:
+    """Both of a network, where the parameters are looked for once, unless it says one of them otherwise."""
+    kind: Any = type(network)
+    if getattr(kind, "backend", None) is not Layer.backend or getattr(kind, "dtype", None) is not Layer.dtype:
+        return network.backend, network.dtype
+    parameters = network.parameters()
+    return _backend_of(parameters), _dtype_of(parameters)
 
 
 @functools.cache

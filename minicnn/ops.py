@@ -180,7 +180,7 @@ def _convolution(x: Array, w: Array, b: Array, padding: str) -> tuple[Any, Any, 
     size_out, offset = _sizes_of_convolution(x.shape, w.shape, b.shape, padding)
     f = _functions(x)
     pullbacks = (
-        _masked_pullback(x, lambda g, mask: f.conv2d_input_grad(g, w, x.shape[2:], offset, mask)),
+        _masked_pullback("conv2d", x, lambda g, mask: f.conv2d_input_grad(g, w, x.shape[2:], offset, mask)),
         lambda g: f.conv2d_weight_grad(x, g, w.shape[2:], offset),
         lambda g: f.bias_grad(g),
     )
@@ -197,12 +197,12 @@ def _sizes_of_convolution(x: Size, w: Size, b: Size, padding: str) -> tuple[Size
     return tuple(zip(*(_extent(size, kernel, padding) for size, kernel in zip(x[2:], w[2:], strict=True)), strict=True))
 
 
-def _masked_pullback(x: Array, input_grad: Callable[[Array, Array | None], Array]) -> MaskedPullback:
+def _masked_pullback(name: str, x: Array, input_grad: Callable[[Array, Array | None], Array]) -> MaskedPullback:
     """The pullback of an operation by x, from its function of the cotangent and the mask."""
 
     def checked(g, mask):
         if mask is not None and mask.shape != x.shape:
-            raise TypeError(f"an operation was given {x.shape}, and the ReLU that its gradient goes to {mask.shape}")
+            raise TypeError(f"{name} was given {x.shape}, and the ReLU that its gradient goes to {mask.shape}")
         return input_grad(g, mask)
 
     return MaskedPullback(checked)
@@ -221,7 +221,7 @@ def dense(x: Array, w: Array, b: Array, relu: bool = False) -> ValueAndPullbacks
     f = _functions(x)
     y = f.dense(x, w, b, relu)
     pullbacks = (
-        _masked_pullback(x, lambda g, mask: f.dense_input_grad(g, w, mask)),
+        _masked_pullback("dense", x, lambda g, mask: f.dense_input_grad(g, w, mask)),
         lambda g: f.dense_weight_grad(x, g),
         lambda g: f.bias_grad(g),
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import Tensor, no_grad
-from minicnn.layers import DropoutMasks, Layer, over_images
+from minicnn.layers import DropoutMasks, Layer, backend_and_dtype, over_images
 from minicnn.ops import as_integer, as_number, check_count, check_labels, check_temperature, cross_entropy, softmax
 from minicnn.optim import NesterovSGD
 from minicnn.threads import chunks
@@ -91,7 +91,7 @@ def predict(network: Layer, images: Any, dropout: int | None = None, chunk: int 
     gives anything but rows of logits; TypeError for images that are no real numbers.
     """
     chunk = check_count("chunk", chunk)
-    device, dtype = network.backend_and_dtype
+    device, dtype = backend_and_dtype(network)
 
     def logits_of(part, masks=None):
         batch = Tensor(device.asarray(images[part], dtype=dtype))
@@ -161,7 +161,7 @@ class Run:
             raise TrainingError(f"{len(images)} images and {len(targets)} targets: each image needs one")
         if len(images) < recipe.batch:
             raise TrainingError(f"{len(images)} samples are less than one batch of {recipe.batch}")
-        self.device, dtype = network.backend_and_dtype
+        self.device, dtype = backend_and_dtype(network)
         functions, xp = self.device.functions, self.device.xp
         self.network, self.recipe, self.diverged = network, recipe, math.inf
         if loss is None:

@@ -329,27 +329,38 @@ def test_dense_of_few_images_has_the_bits_of_many(road, dtype):
             assert np.array_equal(*(np.signbit(y[~np.isnan(y)]) for y in (part, whole[:count])))
 
 
+@pytest.mark.parametrize("channels", [8, 20])  # of 16 or more what is 0 is left out
 @pytest.mark.parametrize("images", [40, 135])
-def test_conv2d_has_the_same_bits_for_any_number_of_threads(road, images, monkeypatch):
+def test_conv2d_has_the_same_bits_for_any_number_of_threads(road, images, channels, monkeypatch):
     monkeypatch.setattr(threads, "SMALL", 2**15)  # so that there is something to divide
     rng = np.random.default_rng(3)
     x, w, b = (
-        rng.random((images, 8, 20, 20), np.float32),
-        rng.random((16, 8, 3, 3), np.float32),
+        rng.random((images, channels, 20, 20), np.float32),
+        rng.standard_normal((16, channels, 3, 3), np.float32),
         np.zeros(16, np.float32),
     )
+    x[rng.random(x.shape) < 0.7] = 0
     before, found = cpu.threads(), []
     try:
         for count in (1, 2, 3, 4):
             cpu.set_threads(count)
             y = cpu.conv2d(x, w, b, (18, 18), (0, 0), True)
-            found.append(
-                (y, cpu.conv2d_input_grad(y, w, (20, 20), (0, 0)), cpu.conv2d_weight_grad(x, y, (3, 3), (0, 0)))
-            )
+            gradients = cpu.conv2d_input_grad(y, w, (20, 20), (0, 0)), cpu.conv2d_weight_grad(x, y, (3, 3), (0, 0))
+            found.append((y, *gradients, *cpu.conv2d_max_pool2d(x, w, b, (18, 18), (0, 0), True, 4)))
     finally:
         cpu.set_threads(before)
     for others in found[1:]:
         assert all((a == b).all() for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_input_gradient_of_filters_that_are_not_finite_does_not_depend_on_images_beside(road, order):
+    rng = np.random.default_rng(0)
+    g, w = rng.standard_normal((5, 8, 3, 1), np.float32), rng.standard_normal((8, 8, 3, 3), np.float32)
+    w[0, 0, 0, 0] = np.inf
+    w = np.asarray(w, order=order)
+    together, alone = (cpu.conv2d_input_grad(part, w, (5, 3), (0, 0)) for part in (g, g[2:3]))
+    np.testing.assert_array_equal(together[2:3], alone)
 
 
 @pytest.mark.parametrize("filters", [1, 2])

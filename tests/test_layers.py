@@ -118,6 +118,39 @@ def test_device_and_dtype_of_a_network_in_two_places(device):
         predict(network, noise(1, 1, 8, 8).data)
 
 
+def test_predict_takes_the_dtype_that_a_network_says_it_has():
+    """A layer of one's own by a property, or what is no Layer by attributes."""
+
+    class Double(layers.Layer):
+        dtype = property(lambda self: np.dtype(np.float64))
+
+        def __call__(self, x, masks=None):
+            return x * 1
+
+    class Duck:
+        backend, dtype = backend.get("cpu"), np.dtype(np.float64)
+
+        def __call__(self, x, masks=None):
+            return x * 1
+
+    x = np.full((2, 3), 0.1)
+    assert np.array_equal(predict(Double(), x), x) and np.array_equal(predict(Duck(), x), x)
+
+
+def test_parameters_of_a_layer_that_changes_while_they_are_looked_for():
+    class Table(dict):
+        def items(self):
+            self["owner"].seen = True
+            return super().items()
+
+    class Remembers(layers.Layer):
+        def __init__(self):
+            self.W, self.table = Tensor([1.0], requires_grad=True), Table()
+            self.table["owner"] = self
+
+    assert list(Remembers().parameters()) == ["W"]
+
+
 def test_repr_shows_layers_and_shapes():
     assert repr(colour_cnn()) == (
         "Sequential(\n"

@@ -300,7 +300,7 @@ DENSE = [(1, 1, 1), (2, 3, 5), (1, 67, 10), (65, 4, 33), (65, 70, 130), (2, 1027
 
 
 @both_dtypes
-@pytest.mark.parametrize("shape", [*DENSE, (0, 4, 3)], ids=str)
+@pytest.mark.parametrize("shape", [*DENSE, (0, 4, 3), (70, 0, 1), (1, 0, 200), (70, 1, 0), (1, 200, 0)], ids=str)
 def test_dense(device, shape, dtype):
     n, inputs, units = shape
     x, w, b = noise((n, inputs), dtype), noise((inputs, units), dtype, 1), noise(units, dtype, 2)

@@ -101,7 +101,12 @@ def launch_c_kernels(defect=None):
         launched, call = set(), kernels_c.CKernels._call
         kernels_c.CKernels._call = lambda *given: (launched.add(given[1]), call(*given))
         for dtype in (np.float32, np.float64) * (10 if defect and defect.sanitizer == "thread" else 1):
-            for channels, kernels_c.DENSE in ((2, 0), (17, 0), (17, 10)):  # of what is 0 all or nothing is left out
+            for channels, kernels_c.DENSE in (
+                (1, 0),
+                (2, 0),
+                (17, 0),
+                (17, 10),
+            ):  # of what is 0 all or nothing is left out
                 _convolve_and_pool(dtype, 3, channels, 9, (7, 6), (1, 1))
                 _convolve_and_pool(dtype, 137, channels, 9, (7, 5), (0, 0))
             x, w, b = np.ones((5, 9), dtype), np.ones((9, 11), dtype), np.ones(11, dtype)

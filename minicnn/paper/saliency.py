@@ -10,7 +10,7 @@ import numpy as np
 
 from minicnn import backend
 from minicnn.autograd import Tensor, grad
-from minicnn.layers import Layer, over_images
+from minicnn.layers import Layer, backend_and_dtype, over_images
 from minicnn.ops import check_count, check_labels, check_temperature
 
 ARITHMETICS = ("plain", "scaled")
@@ -76,7 +76,7 @@ def saliency_maps(
     ValueError unless T > 0, for an unknown arithmetic, for a chunk that is no integer above 0, for labels that do not
     fit, and for a network whose output is not (N, K); TypeError for images that are no real numbers.
     """
-    device, dtype = network.backend_and_dtype
+    device, dtype = backend_and_dtype(network)
     T = check_temperature(T, dtype)
     check_arithmetic(arithmetic)
     chunk = check_count("chunk", chunk)
@@ -99,7 +99,7 @@ def logit_gradients(
     network, images as for saliency_maps. weigh: from the logits (N, K) to the weights (N, K) of each sum. Returns a
     NumPy array of the images' shape for each. Raises ValueError for a network whose output is not (N, K).
     """
-    device, dtype = network.backend_and_dtype
+    device, dtype = backend_and_dtype(network)
     pixels = Tensor(device.asarray(images, dtype=dtype), requires_grad=True)
     logits = network(pixels)
     _check_logits(logits)
