@@ -315,7 +315,8 @@ def test_sweep_on_a_dask_cluster_survives_the_death_of_a_worker(swept, tmp_path,
     victim = wait_for(lambda: [worker for worker, jobs in client.processing().items() if jobs], process)[0]
     workers[victim].kill()
     out, err = process.communicate(timeout=240)
-    assert (process.returncode, err) == (0, "") and out.startswith(f"asking the Dask scheduler at {address}\n")
+    said = [line for line in err.splitlines() if "Couldn't gather" not in line]  # Dask's own: a result died with it
+    assert (process.returncode, said) == (0, []) and out.startswith(f"asking the Dask scheduler at {address}\n")
     assert victim not in client.scheduler_info()["workers"]
     assert figures(folder) == figures(swept[0])
     assert not list(folder.rglob("*.checkpoint.npz"))
