@@ -150,8 +150,21 @@ class CKernels:
         not finite, but NaN. mask: relu_grad(y, mask)."""
         c = self._convolution(x.shape, w.shape, (len(y), y.shape[2]), offset, x.dtype)
         bias = None if bias is None else np.ascontiguousarray(bias)
-        if self._sparse_correlate(c, x, w, y, bias, relu, mask):
-            return True
+        return self._sparse_correlate(c, x, w, y, bias, relu, mask) or self._dense_correlate(
+            c, x, w, y, bias, relu, mask
+        )
+
+    def _dense_correlate(
+        self,
+        c: _Convolution,
+        x: Array,
+        w: Array,
+        y: Array,
+        bias: Array | None,
+        relu: bool,
+        mask: Array | None = None,
+    ) -> bool:
+        """Whether conv2d.c could do it."""
         w, strides = _aligned(w)
         if c.packed:
             packed = buffers.empty((c.packed,), x.dtype)
@@ -219,7 +232,9 @@ class CKernels:
         if self._sparse_correlate(c, x, w, largest, bias, relu, size=size, winner=winner):
             return largest, winner
         y = buffers.empty((size_out[0], filters, size_out[1], images), x.dtype)
-        return self.max_pool2d(self.correlate(x, w, offset, y, bias, relu), size)
+        if not self._dense_correlate(c, x, w, y, bias, relu):
+            kernels_numpy.correlate(x, w, offset, y, bias, relu)
+        return self.max_pool2d(y, size)
 
     def _sparse_kernel(self, kernel: Sequence[int], offset: Size, filters: int, dtype: np.dtype) -> bool:
         """Whether such a convolution is one for conv3x3_sparse.c."""
